@@ -1,0 +1,41 @@
+# `make leaderboard` and `make test` set up what they need in .venv and work on a fresh clone.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PLUGINS := rbl-attacks rbl-defenses rbl-datasets rbl-metrics
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed-editable
+
+export RBL_HOME ?= $(CURDIR)/.rbl/home
+export RBL_STORE ?= $(CURDIR)/.rbl/results
+
+.PHONY: setup leaderboard test test-slow lint format weights clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt $(PLUGINS:%=plugins/%/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e plugins/%)
+	touch $@
+
+leaderboard: $(READY)
+	$(BIN)/rbl run --defense all --attack all --out leaderboards
+
+test: $(READY)
+	$(BIN)/pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/pytest -n 2 -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy robustbench_lite
+	for plugin in $(PLUGINS); do $(BIN)/mypy plugins/$$plugin/src || exit 1; done
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .rbl .mypy_cache .pytest_cache .ruff_cache

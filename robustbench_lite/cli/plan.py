@@ -1,0 +1,41 @@
+"""``rbl plan``: what a run would do, cell by cell, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lite.cli.app import App, json_option, print_json, print_table
+from robustbench_lite.cli.run import read_request, request_options
+
+if TYPE_CHECKING:
+    from robustbench_lite.planner import Plan
+
+
+@click.command("plan")
+@request_options
+@json_option
+@click.pass_obj
+def command(app: App, as_json: bool, **options: Any) -> None:
+    """Say what a run would do, cell by cell, and why. Nothing is run and nothing is written."""
+    request = read_request(app, options)
+
+    from robustbench_lite.planner import make_plan
+    from robustbench_lite.store import Store
+
+    present = (request.store / "FORMAT").exists()
+    print_plan(make_plan(request, app.registry(), Store.open(request.store, create=False) if present else None), as_json)
+
+
+def print_plan(plan: Plan, as_json: bool) -> None:
+    """A row per cell, and how many there are of each state."""
+    if as_json:
+        print_json({"cells": [cell.to_json() for cell in plan.cells], "counts": plan.counts()})
+        return
+    rows = [
+        (c.state, c.dataset, c.threat, c.defense, c.attack, c.n, f"{c.cost:,}" if c.cost else "?", c.reason) for c in plan.cells
+    ]
+    headers = ("state", "data set", "threat", "defense", "attack", "n", "passes/example", "reason")
+    print_table(rows, headers, "nothing to do")
+    click.echo(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(plan.counts().items())))

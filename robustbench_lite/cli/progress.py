@@ -1,0 +1,75 @@
+"""Progress of a run: a bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from robustbench_lite.planner import Plan
+
+
+class Progress:
+    """Shows the events of an executor. One unit of the bar is one shard; a line is printed for each finished cell."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._left = {cell.key: cell.shards for cell in plan.cells if cell.to_run}
+        self._total = sum(self._left.values())
+        self._cells, self._finished = len(self._left), 0
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("shards"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("running", total=self._total)
+
+    def __enter__(self) -> Progress:
+        cached = "" if self._cells else "nothing left to run"
+        self._line(cached or f"running {self._cells} cells, {self._total} shards")
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        key = event["key"]
+        if event["event"] == "started":
+            self._bar.update(self._task, description=escape(event["label"][:60]))
+        elif event["event"] == "shard":
+            self._advance(key, 1)
+        elif event["event"] == "finished" and event["status"] != "busy":
+            self._advance(key, self._left.get(key, 0))
+            self._finished += 1
+            reason = f": {event['reason'].splitlines()[0]}" if event["reason"] else ""
+            self._line(f"[{self._finished}/{self._cells}] {event['status']:<7} {event['label']}{reason}")
+
+    def _advance(self, key: str, shards: int) -> None:
+        self._left[key] = self._left.get(key, 0) - shards
+        self._bar.advance(self._task, shards)
+
+    def _line(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()

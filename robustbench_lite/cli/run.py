@@ -1,0 +1,187 @@
+"""``rbl run``: plan, run, judge, store, report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lite.cli.app import App, json_option, print_json, warn
+from robustbench_lite.request import RunRequest, load_request
+
+if TYPE_CHECKING:
+    from robustbench_lite.planner import Plan
+
+
+def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that ``run`` and ``plan`` share: the keys of a configuration file, one by one."""
+    options = [
+        click.option("--config", type=click.Path(path_type=Path), help="YAML with the same keys as these options."),
+        click.option("--defense", multiple=True, help="Defenses, or 'all': pgd-at, 'jpeg[base=pgd-at,quality=75]'."),
+        click.option("--attack", multiple=True, help="Attacks, or 'all': pgd, 'pgd[steps=100]'."),
+        click.option("--dataset", multiple=True, help="Data sets: digits, mnist, 'arrays[path=mine.npz]' [digits]."),
+        click.option("--threat", multiple=True, help="Threat models: linf:8/255, l2:0.5 [the protocol's]."),
+        click.option("--protocol", help="Name or YAML file of an evaluation protocol [quick]."),
+        click.option("--seed", type=int, help="Seed of attacks and stochastic defenses [0]."),
+        click.option("--n", type=int, help="Judge the first N examples of the evaluation subset [the protocol's]."),
+        click.option("--weights", multiple=True, metavar="DEFENSE=FILE", help="Weights for a defense."),
+        click.option("--store", type=click.Path(path_type=Path), help="Folder of results [RBL_STORE, or ./rbl-results]."),
+        click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets [RBL_DATA, or ./data]."),
+        click.option("--executor", type=click.Choice(["local", "inline"]), help="Worker processes, or this one [local]."),
+        click.option("--device", help="auto, cpu, or cuda:0,cuda:1 [auto]."),
+        click.option("--workers", type=int, help="Worker processes on the CPU, or per GPU [one per core, one per GPU]."),
+        click.option("--timeout", type=float, help="Seconds that a cell may take [no limit]."),
+        click.option("--micro-batch", type=int, help="Most images in one pass [what fits]."),
+        click.option("--keep-examples/--drop-examples", default=None, help="Store adversarial examples, too [drop]."),
+        click.option("--shard", metavar="I/N", help="Run every N-th cell only, for job arrays that share a store."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_request(app: App, options: dict[str, Any]) -> RunRequest:
+    """The request of ``--config`` and the options given; plugin files of the file are added to the app's."""
+    given = {key: value for key, value in options.items() if value is not None and value != ()}
+    config = given.pop("config", None)
+    if "weights" in given:
+        given["weights"] = dict(_assignment(text) for text in given["weights"])
+    if app.plugin_files:
+        given["plugin"] = app.plugin_files
+    request = load_request(config, given)
+    app.plugin_files = list(request.plugin)
+    return request
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    defense, separator, path = text.rpartition("=")
+    if not separator or not defense:
+        raise click.BadParameter(f"{text!r} must read DEFENSE=FILE", param_hint="--weights")
+    return defense, path
+
+
+@click.command("run")
+@request_options
+@click.option("--dry-run", is_flag=True, help="Print the plan with reasons and stop.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Also write the leaderboards to this folder.")
+@json_option
+@click.pass_obj
+def command(app: App, dry_run: bool, out: Path | None, as_json: bool, **options: Any) -> int:
+    """Run defenses against attacks and judge what comes out.
+
+    Running the same command again goes on where the last one stopped and recomputes nothing that is whole.
+    """
+    request = read_request(app, options)
+    registry = app.registry()
+
+    from robustbench_lite.cli.plan import print_plan
+    from robustbench_lite.planner import make_plan
+    from robustbench_lite.store import Store
+
+    if dry_run:
+        present = (request.store / "FORMAT").exists()
+        print_plan(make_plan(request, registry, Store.open(request.store, create=False) if present else None), as_json)
+        return 0
+    store = Store.open(request.store)
+    plan = make_plan(request, registry, store)
+    statuses = _execute(app, request, plan)
+    for message in store.messages:
+        warn(message)
+    registry.notify("rbl_run_finished", store=str(request.store), counts=_count(statuses))
+    return _report(app, request, plan, statuses, out, as_json)
+
+
+def _execute(app: App, request: RunRequest, plan: Plan) -> dict[str, tuple[str, str]]:
+    """Run the plan's open cells; returns (status, reason) by key. Raises KeyboardInterrupt after saying what is kept."""
+    from robustbench_lite.cli.progress import Progress
+    from robustbench_lite.executors import make_executor
+    from robustbench_lite.executors.slots import find_slots
+    from robustbench_lite.runner import WorkItem
+
+    todo = [cell for cell in plan.cells if cell.to_run]
+    statuses: dict[str, tuple[str, str]] = {}
+    if not todo:
+        return statuses
+    slots = find_slots(request.device, request.workers, len(todo))
+    items = [WorkItem.of(cell, request, slots[0].device) for cell in todo]
+    specs = {item.key: item.spec for item in items}
+    executor = make_executor(request.executor, slots, timeout=request.timeout, plugins=request.plugin)
+    with Progress(plan) as progress, _terminated_as_interrupted():
+
+        def emit(event: dict[str, Any]) -> None:
+            progress.show(event)
+            if event["event"] == "finished" and event["status"] != "busy":
+                statuses[event["key"]] = (event["status"], event["reason"])
+                app.registry().notify("rbl_cell_finished", cell=specs[event["key"]], status=event["status"])
+
+        try:
+            executor.run(items, emit)
+        except KeyboardInterrupt:
+            progress.stop()
+            done = sum(status in ("done", "cached") for status, _ in statuses.values())
+            warn(
+                f"interrupted: {done} of {len(todo)} cells are done, and the finished shards of the others are kept in "
+                f"{request.store}; run the same command again to go on"
+            )
+            raise
+    return statuses
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM, which schedulers send, as Ctrl-C."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _count(statuses: dict[str, tuple[str, str]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for status, _ in statuses.values():
+        counts[status] = counts.get(status, 0) + 1
+    return counts
+
+
+def _report(
+    app: App, request: RunRequest, plan: Plan, statuses: dict[str, tuple[str, str]], out: Path | None, as_json: bool
+) -> int:
+    """Print and write the tables of this run, and the exit code: 1 where a cell failed or nothing could be run."""
+    from robustbench_lite.cli.report import make_tables, print_tables, write_tables
+    from robustbench_lite.store import Store
+
+    wanted = {cell.key for cell in plan.cells if cell.key}
+    tables = make_tables(Store.open(request.store, create=False, read_only=True), app.registry(), wanted, plan)
+    if as_json:
+        from robustbench_lite.leaderboard.json_table import to_json
+
+        failed = {key: {"status": status, "reason": reason} for key, (status, reason) in statuses.items()}
+        print_json({"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": [to_json(t) for t in tables]})
+    else:
+        print_tables(tables)
+    if out is not None:
+        for path in write_tables(tables, out):
+            warn(f"wrote {path}")
+    labels = {cell.key: f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})" for cell in plan.cells}
+    failures = {key: value for key, value in statuses.items() if value[0] not in ("done", "cached")}
+    for key, (status, reason) in failures.items():
+        warn(f"{labels[key]}: {status}: {reason}")
+    unusable = {cell.reason for cell in plan.cells if cell.reason.startswith("unusable")}
+    for reason in sorted(unusable):
+        warn(reason)
+    if failures:
+        warn(f"{len(failures)} of {len(statuses)} cells failed; what succeeded is kept, and the same command tries them again")
+    if not any(cell.state != "skip" for cell in plan.cells):
+        warn("nothing could be run: `rbl plan` with the same options says why")
+        return 1
+    return 1 if failures or unusable else 0

@@ -1,0 +1,70 @@
+"""``rbl show``: everything about one plugin object."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lite.cli.app import App, json_option, print_json, print_table
+from robustbench_lite.errors import RblError, UnknownName, did_you_mean
+
+if TYPE_CHECKING:
+    from robustbench_lite.registry import Entry, Registry
+
+PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
+
+
+@click.command("show")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(PLUGIN_KINDS), help="Where one name stands for objects of several kinds.")
+@json_option
+@click.pass_obj
+def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
+    """Show summary, paper, traits and parameters (type, default, meaning) of NAME."""
+    registry = app.registry()
+    entry = find_anything(registry, name, kind)
+    try:
+        from robustbench_lite.parameters import describe
+
+        parameters = [] if entry.kind == "protocol" else describe(registry.factory(entry))
+        problem = ""
+    except RblError as error:
+        parameters, problem = [], str(error)
+    if as_json:
+        print_json(entry.to_json() | {"parameters": [p.to_json() for p in parameters], "problem": problem})
+        return
+    click.echo(f"{entry.kind} {entry.id}\n{entry.spec.summary}\n")
+    print_table(_facts(entry), ("", ""), "")
+    if problem:
+        click.echo(f"\nIt cannot be used: {problem}")
+        return
+    click.echo("\nParameters, set as " + f"{entry.spec.name}[name=value,...]\n" if parameters else "\nNo parameters.")
+    rows = [(p.name, p.type, "required" if p.required else p.default, ", ".join(p.constraints), p.doc) for p in parameters]
+    print_table(rows, ("name", "type", "default", "constraints", "meaning"), "")
+
+
+def _facts(entry: Entry) -> list[tuple[str, Any]]:
+    """Field and value of its spec, with empty ones left out."""
+    facts: list[tuple[str, Any]] = [("paper", entry.spec.reference)] if entry.spec.reference else []
+    for field in fields(entry.spec):
+        value = getattr(entry.spec, field.name)
+        if field.name in ("name", "summary", "reference", "weights_sha256") or value in ("", (), {}):
+            continue
+        facts.append((field.name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, tuple) else value))
+    return [*facts, ("from", f"{entry.distribution} {entry.version}")]
+
+
+def find_anything(registry: Registry, name: str, kind: str | None) -> Entry:
+    """The one object of that name, of any kind unless one is given. Raises UnknownName, AmbiguousName."""
+    if kind is not None:
+        return registry.get(kind, name)
+    found = [e for k in PLUGIN_KINDS for e in registry.entries(k) if name in (e.id, e.spec.name)]
+    if len({e.kind for e in found}) > 1:
+        kinds = sorted({e.kind for e in found})
+        raise UnknownName(f"{name!r} is the name of several kinds: {', '.join(kinds)}", hint=f"rbl show {name} --kind {kinds[0]}")
+    if found:
+        return registry.get(found[0].kind, name)
+    near = did_you_mean(name, [n for k in PLUGIN_KINDS for e in registry.entries(k) for n in (e.id, e.spec.name)])
+    raise UnknownName(f"nothing is registered under the name {name!r}", hint=near or "rbl list says what there is")

@@ -1,0 +1,52 @@
+"""``rbl status``: what a store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robustbench_lite.cli.app import App, json_option, open_store, print_json, print_table, store_option
+
+
+@click.command("status")
+@store_option
+@json_option
+@click.pass_obj
+def command(app: App, store: Path | None, as_json: bool) -> None:
+    """Say what a store holds, what failed and why, who is at work, and which files do not belong."""
+    from robustbench_lite.lease import holder
+    from robustbench_lite.planner import count_shards
+
+    opened = open_store(store)
+    cells = []
+    for cell in opened.cells():
+        spec = cell.spec
+        shards = count_shards(spec["protocol"]["n"])
+        state = cell.state(shards)
+        at_work = holder(cell.folder) if state.status != "done" else None
+        cells.append(
+            {
+                "key": cell.key,
+                "status": "running" if at_work else state.status,
+                "dataset": spec["dataset"]["label"],
+                "threat": spec["threat"],
+                "protocol": f"{spec['protocol']['name']}@{spec['protocol']['version']}",
+                "defense": spec["defense"]["label"],
+                "attack": spec["attack"]["label"],
+                "shards": f"{len(state.shards)}/{shards}",
+                "attempts": state.attempts,
+                "reason": at_work or state.reason,
+            }
+        )
+    strays = opened.check()
+    if as_json:
+        print_json({"store": str(opened.path), "cells": cells, "strays": strays})
+        return
+    open_cells = [c for c in cells if c["status"] != "done"]
+    shown = ("status", "dataset", "threat", "protocol", "defense", "attack", "shards", "attempts", "reason")
+    rows = [[str(c[name]).splitlines()[0] if c[name] else "" for name in shown] for c in open_cells]
+    print_table(rows, shown, "every stored cell is done" if cells else "no cells yet")
+    click.echo(f"\n{opened.path}: {len(cells)} cells, {len(cells) - len(open_cells)} done")
+    for stray in strays:
+        click.echo(stray)

@@ -1,0 +1,230 @@
+"""A defense as it is deployed: frozen, in evaluation mode, fed in micro-batches, averaged over its own randomness.
+
+The judge and the target both look at a defense through this class, so that an attack is judged on what it attacked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lite.errors import PluginError
+from robustbench_lite.randomness import Randomness, keyed_draws
+
+Loss = Callable[..., Tensor]
+Forward = Callable[[Tensor], Tensor]
+
+# What the activations of one micro-batch may take on a CPU, where running out of memory kills instead of raising.
+CPU_ACTIVATION_BYTES = 1 << 30
+LARGEST_MICRO_BATCH = 512
+
+
+def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
+    """(n,) bool: some wrong class leads *strictly*. A tie is no success, nor are scores that are not finite.
+
+    With ``rejects`` the last column means "refuse": a wrong class must lead that one too.
+    """
+    label = scores.gather(1, y[:, None])[:, 0]
+    others = scores.scatter(1, y[:, None], -math.inf)
+    if rejects:
+        label = torch.maximum(label, scores[:, -1])
+        others = others[:, :-1]
+    return (others.amax(1) > label) & scores.isfinite().all(1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that device or host memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def activation_bytes(module: nn.Module, image: Tensor) -> int:
+    """Bytes of all module outputs for one image (1, C, H, W): what a backward pass keeps, to within a small factor."""
+    total = image.numel() * image.element_size()
+
+    def add(_: nn.Module, __: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.numel() * output.element_size()
+
+    hooks = [m.register_forward_hook(add) for m in module.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+            module(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+class Deployed:
+    """A defense behind one door: ``stack`` and ``scores`` without a graph, ``graph`` and ``loss_and_grad`` with one.
+
+    module: [0, 1] NCHW in, logits out. num_classes: C. stochastic: two passes differ; then ``passes`` of them are averaged,
+    as the logarithm of the mean probability. differentiable: where False, gradients are those of ``module.surrogate`` at
+    the logits of the module itself (BPDA, arXiv:1802.00420). rejects: logits have C + 1 columns. micro_batch: most rows
+    in one pass; estimated where None, and halved whenever memory runs out, which ``memory_history`` tells.
+
+    ``ids`` (n,) are the examples' numbers and ``draw`` (n,) the number of each example's next pass: together with ``key``
+    they fix every random number of a stochastic defense, whoever else is in the batch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        num_classes: int,
+        stochastic: bool = False,
+        differentiable: bool = True,
+        rejects: bool = False,
+        micro_batch: int | None = None,
+        name: str = "the defense",
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.num_classes = num_classes
+        self.stochastic = stochastic
+        self.rejects = rejects
+        self.name = name
+        self.micro_batch = micro_batch
+        self.memory_history: list[str] = []
+        self.surrogate: Forward | None = None if differentiable else getattr(module, "surrogate", None)
+
+    def stack(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
+        """(n, passes, C) scores of each pass: logits, or log-probabilities of a stochastic defense. No graph."""
+
+        def run(rows: slice) -> tuple[Tensor, ...]:
+            each = [self._pass(x[rows], key, ids[rows], draw[rows] + k, self.module) for k in range(passes)]
+            return (torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1),)
+
+        with torch.no_grad():
+            return self._in_chunks(len(x), run)[0] if len(x) else x.new_zeros((0, passes, self._columns))
+
+    def scores(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
+        """(n, C) averaged scores. No graph."""
+        return average(self.stack(x, passes=passes, key=key, ids=ids, draw=draw))
+
+    def graph(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
+        """(n, C) averaged scores with a graph back to ``x``."""
+
+        def run(rows: slice) -> tuple[Tensor, ...]:
+            each = [self._differentiable_pass(x[rows], key, ids[rows], draw[rows] + k) for k in range(passes)]
+            return (average(torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1)),)
+
+        return self._in_chunks(len(x), run)[0] if len(x) else x.new_zeros((0, self._columns))
+
+    def loss_and_grad(
+        self, x: Tensor, loss: Loss, aux: tuple[Tensor, ...], *, passes: int, key: str, ids: Tensor, draw: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Averaged scores (n, C), and the mean over passes of the loss (n,) and of its gradient (like ``x``).
+
+        The gradient is zero where the defense gives none (its output does not depend on the input through autograd).
+        """
+
+        def run(rows: slice) -> tuple[Tensor, ...]:
+            chunk, extras = x[rows].detach(), [a[rows] for a in aux]
+            each: list[Tensor] = []
+            total_loss: Tensor | None = None
+            total_grad: Tensor | None = None
+            for k in range(passes):
+                leaf = chunk.detach().requires_grad_()
+                with torch.enable_grad():
+                    logits = self._differentiable_pass(leaf, key, ids[rows], draw[rows] + k)
+                    values = loss(logits, *extras)
+                    grad = None
+                    if values.requires_grad:
+                        (grad,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+                grad = torch.zeros_like(leaf) if grad is None else grad
+                each.append(logits.detach())
+                total_loss = values.detach() if total_loss is None else total_loss + values.detach()
+                total_grad = grad if total_grad is None else total_grad + grad
+            if total_loss is None or total_grad is None:
+                raise ValueError("passes must be at least 1")
+            if passes == 1:
+                return each[0].log_softmax(1) if self.stochastic else each[0], total_loss, total_grad
+            joined = torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1)
+            return average(joined), total_loss / passes, total_grad / passes
+
+        if not len(x):
+            return x.new_zeros((0, self._columns)), x.new_zeros(0), torch.zeros_like(x)
+        scores, value, grad = self._in_chunks(len(x), run)
+        return scores, value, grad
+
+    def fit_memory(self, x: Tensor) -> int:
+        """Choose ``micro_batch`` from the activations of one image, unless it was given; x: (n, C, H, W), n >= 1."""
+        if self.micro_batch is None:
+            fits = LARGEST_MICRO_BATCH
+            if not x.is_cuda:  # on a GPU the allocator raises, and halving finds the size
+                fits = max(1, CPU_ACTIVATION_BYTES // activation_bytes(self.module, x[:1]))
+            self.micro_batch = min(LARGEST_MICRO_BATCH, fits)
+        return self.micro_batch
+
+    @property
+    def forwards_per_gradient(self) -> int:
+        """Passes through the defense that one gradient takes: two with a surrogate."""
+        return 2 if self.surrogate is not None else 1
+
+    @property
+    def _columns(self) -> int:
+        return self.num_classes + self.rejects
+
+    def _pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor, through: Forward) -> Tensor:
+        with self._keyed(key, ids, draw) if self.stochastic else nullcontext():
+            logits = through(x)
+        if not isinstance(logits, Tensor) or logits.shape != (len(x), self._columns):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise PluginError(
+                f"{self.name} returned {got} for {len(x)} images; expected logits of shape {(len(x), self._columns)}",
+                hint="return one logit per class" + (", and one more for 'refuse'" if self.rejects else ""),
+            )
+        return logits if logits.dtype == torch.float32 else logits.float()
+
+    def _differentiable_pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor) -> Tensor:
+        if self.surrogate is None:
+            return self._pass(x, key, ids, draw, self.module)
+        soft = self._pass(x, key, ids, draw, self.surrogate)
+        with torch.no_grad():
+            exact = self._pass(x, key, ids, draw, self.module)
+        return soft + (exact - soft).detach()
+
+    @contextmanager
+    def _keyed(self, key: str, ids: Tensor, draw: Tensor) -> Iterator[None]:
+        """Fix the random numbers of one pass: per example for ``randn_like``, per micro-batch for torch's generator."""
+        noise = Randomness(key, ids)
+        devices = [ids.device] if ids.is_cuda else []
+        with keyed_draws(noise, draw), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(noise.seed_for("global", int(ids[0]), int(draw[0])))
+            yield
+
+    def _in_chunks(self, n: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Run over micro-batches and join them; where memory runs out, halve and repeat only what failed."""
+        parts: list[tuple[Tensor, ...]] = []
+        done = 0
+        while done < n:
+            rows = slice(done, min(done + (self.micro_batch or n), n))
+            try:
+                parts.append(run(rows))
+            except (RuntimeError, MemoryError) as error:
+                taken = rows.stop - rows.start
+                if not is_out_of_memory(error) or taken == 1:
+                    raise
+                self.micro_batch = taken // 2
+                self.memory_history.append(f"out of memory at {taken} rows; went on with {self.micro_batch}")
+                out_of_memory = True
+            else:
+                done = rows.stop
+                out_of_memory = False
+            if out_of_memory and torch.cuda.is_available():  # after the exception let go of the failed pass
+                torch.cuda.empty_cache()
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def average(stacked: Tensor) -> Tensor:
+    """(n, C) logarithm of the mean probability of (n, passes, C) log-probabilities; the scores themselves for one pass."""
+    passes = stacked.shape[1]
+    return stacked[:, 0] if passes == 1 else stacked.logsumexp(1) - math.log(passes)

@@ -1,0 +1,338 @@
+"""From a request to cells, each with a state and a reason in words. Nothing is run and nothing is written here.
+
+States: ``run``, ``cached``, ``partial 3/8`` (some shards are stored), ``failed`` (an earlier attempt ended badly; it is tried
+again), ``busy`` (another run has it), ``skip`` (it cannot or need not be run, and why).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lite.errors import MissingData, MissingWeights, PluginError, RblError, UsageError
+from robustbench_lite.protocol import Protocol, find_protocol
+from robustbench_lite.request import RunRequest, parse_shard
+from robustbench_lite.resolve import (
+    ResolvedAttack,
+    ResolvedDataset,
+    ResolvedDefense,
+    resolve_attack,
+    resolve_dataset,
+    resolve_defense,
+)
+from robustbench_lite.store import Store, cell_key
+from robustbench_lite.threat import Threat
+
+if TYPE_CHECKING:
+    from robustbench_lite.registry import Registry
+
+SHARD = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """One defense under one attack. spec and key are empty for a cell that was skipped before it could be identified.
+
+    shards: how many it has. cost: expected forward and backward passes per example, 0 where the attack does not say.
+    files: weights by checksum, for the worker. subset: indices into the test split.
+    """
+
+    dataset: str
+    threat: str
+    defense: str
+    attack: str
+    state: str
+    reason: str = ""
+    key: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    n: int = 0
+    cost: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        """How many shards the cell has."""
+        return count_shards(self.n)
+
+    @property
+    def to_run(self) -> bool:
+        """Whether a run has something to do here."""
+        return self.state not in ("cached", "skip")
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``rbl plan --json``."""
+        shown = ("dataset", "threat", "defense", "attack", "state", "reason", "key", "n", "cost")
+        return {name: getattr(self, name) for name in shown}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a request in the order in which they are run."""
+
+    cells: tuple[PlannedCell, ...]
+    protocol: Protocol
+
+    def counts(self) -> dict[str, int]:
+        """Cells per state, ``partial`` without its numbers."""
+        found: dict[str, int] = {}
+        for cell in self.cells:
+            state = cell.state.partition(" ")[0]
+            found[state] = found.get(state, 0) + 1
+        return found
+
+
+def count_shards(n: int) -> int:
+    """Shards of 256 examples that n examples take."""
+    return -(-n // SHARD)
+
+
+def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> Plan:
+    """Plan a request. store: where results may already be; None to plan as if there were none.
+
+    Raises UsageError for a request that cannot be understood, MissingData for a data set that is not there. What concerns
+    one defense or one attack only (no weights, a norm that it does not support) is a reason on its cells.
+    """
+    protocol = find_protocol(request.protocol, contributed_protocols(registry))
+    attacks = _attacks(request, registry, protocol)
+    earlier = _Earlier(store)
+    cells: list[PlannedCell] = []
+    for dataset_text in request.dataset:
+        dataset = resolve_dataset(registry, dataset_text, request.data)
+        rules = protocol.rules(dataset.info.name)
+        threats = request.threat or rules.threats
+        if not threats:
+            raise UsageError(
+                f"protocol {protocol.name} sets no threat model for data set {dataset.label}",
+                hint=f"rbl run --dataset {dataset_text} --threat linf:8/255",
+            )
+        subset = dataset.subset(request.n or rules.n)
+        for threat in map(Threat.parse, threats):
+            for defense in _defenses(request, registry, dataset.info):
+                for attack in attacks:
+                    cells.append(_cell(protocol, dataset, subset, threat, defense, attack, request, store, earlier))
+    unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack)): c for c in cells}.values())
+    if request.shard:
+        unique = _share(unique, *parse_shard(request.shard))
+    return Plan(tuple(_ordered(unique)), protocol)
+
+
+def contributed_protocols(registry: Registry) -> dict[str, str]:
+    """YAML texts of the protocols that plugins bring, by id."""
+    found: dict[str, str] = {}
+    for entry in registry.entries("protocol"):
+        value = registry.factory(entry)
+        found[entry.id] = value if isinstance(value, str) else value.read_text(encoding="utf-8")
+    return found
+
+
+def applicable(defense: Mapping[str, Any], attack: Mapping[str, Any], norms: Sequence[str], threat: Threat, classes: int, least: int) -> str:
+    """Why this attack cannot be run on this defense, in words; empty where it can.
+
+    defense, attack: as in a cell's spec. norms and least: what the attack supports. classes: of the data set.
+    """
+    if threat.norm not in norms:
+        return f"norm {threat.norm} not supported by {attack['label']} (it has {', '.join(norms)})"
+    if attack["access"] == "gradient" and not defense["differentiable"] and not defense["surrogate"]:
+        return "gradient attack on a non-differentiable defense without surrogate"
+    if classes < least:
+        return f"{attack['label']} needs at least {least} classes, the data set has {classes}"
+    return ""
+
+
+def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> list[ResolvedAttack | _Unusable]:
+    found: list[ResolvedAttack | _Unusable] = []
+    for text in _expand(request.attack, registry, "attack"):
+        try:
+            found.append(resolve_attack(registry, text.selector, protocol.attacks))
+        except PluginError as error:  # a broken plugin costs its own cells; a misspelt request is raised
+            found.append(_Unusable(text.selector, error))
+    return found
+
+
+def _defenses(request: RunRequest, registry: Registry, info: Any) -> list[ResolvedDefense | _Unusable]:
+    found: list[ResolvedDefense | _Unusable] = []
+    for text in _expand(request.defense, registry, "defense"):
+        try:
+            found.append(resolve_defense(registry, text.selector, info, request.weights))
+        except (PluginError, MissingWeights) as error:
+            found.append(_Unusable(text.selector, error))
+        except UsageError as error:
+            if not text.from_all:
+                raise
+            found.append(_Unusable(text.selector, error))
+    return found
+
+
+@dataclass(frozen=True)
+class _Selected:
+    selector: str
+    from_all: bool
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """An object that was asked for and cannot be used."""
+
+    label: str
+    error: RblError
+
+
+def _expand(selectors: Sequence[str], registry: Registry, kind: str) -> list[_Selected]:
+    found: list[_Selected] = []
+    for text in selectors:
+        if text == "all":
+            found += [_Selected(entry.id, True) for entry in registry.entries(kind)]
+        else:
+            found.append(_Selected(text, False))
+    if not found:
+        raise UsageError(f"no {kind} is installed", hint=f"pip install rbl-{kind}s; rbl plugins says what was found")
+    return list({s.selector: s for s in found}.values())
+
+
+class _Earlier:
+    """What the store already holds, by what was asked: to say why a cell is run again."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._specs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for cell in store.cells() if store is not None else ():
+            self._specs.setdefault(self._slot(cell.spec), []).append(cell.spec)
+
+    @staticmethod
+    def _slot(spec: Mapping[str, Any]) -> tuple[str, ...]:
+        return (
+            spec["protocol"]["name"],
+            spec["dataset"]["id"],
+            spec["defense"]["id"],
+            spec["defense"]["label"],
+            spec["attack"]["id"],
+            spec["attack"]["label"],
+            spec["threat"],
+            str(spec["seed"]),
+        )
+
+    def why_stale(self, spec: Mapping[str, Any]) -> str:
+        """What has changed since a stored result of the same name; empty where there is none."""
+        found = self._specs.get(self._slot(spec), [])
+        differences = [_difference(old, spec) for old in found if old != spec]
+        return "" if not differences else "stale: " + min(differences, key=len) + " changed since the stored result"
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    changed: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed.append(_difference(before, after, f"{prefix}{key} "))
+        else:
+            changed.append(f"{prefix}{key}")
+    return ", ".join(changed)
+
+
+def _cell(
+    protocol: Protocol,
+    dataset: ResolvedDataset,
+    subset: tuple[int, ...],
+    threat: Threat,
+    defense: ResolvedDefense | _Unusable,
+    attack: ResolvedAttack | _Unusable,
+    request: RunRequest,
+    store: Store | None,
+    earlier: _Earlier,
+) -> PlannedCell:
+    named = PlannedCell(
+        dataset=dataset.label, threat=str(threat), defense=defense.label, attack=attack.label, state="skip", n=len(subset)
+    )
+    for thing in (defense, attack):
+        if isinstance(thing, _Unusable):
+            kind = "no weights" if isinstance(thing.error, MissingWeights) else "unusable"
+            return replace(named, reason=f"{kind}: {thing.error.hint if kind == 'no weights' else thing.error.message}")
+    if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
+        raise TypeError("unreachable")
+    try:
+        spec = _spec(protocol, dataset, subset, threat, defense, attack, request.seed)
+    except RblError as error:  # building a module that brings its own weights may fail
+        return replace(named, reason=f"unusable: {error.message}")
+    except Exception as error:
+        return replace(named, reason=f"unusable: {type(error).__name__}: {error}")
+    reason = applicable(
+        spec["defense"],
+        spec["attack"],
+        attack.declared.norms,
+        threat,
+        dataset.info.num_classes,
+        attack.declared.min_classes,
+    )
+    if reason:
+        return replace(named, reason=reason)
+    key = cell_key(spec)
+    state, why = _state(store, spec, count_shards(len(subset)))
+    return replace(
+        named,
+        state=state,
+        reason=why or (earlier.why_stale(spec) if state == "run" else ""),
+        key=key,
+        spec=spec,
+        cost=_cost(attack, dataset.info.num_classes, protocol.eot if defense.stochastic else 1),
+        files=defense.weights_files(),
+    )
+
+
+def _spec(
+    protocol: Protocol,
+    dataset: ResolvedDataset,
+    subset: tuple[int, ...],
+    threat: Threat,
+    defense: ResolvedDefense,
+    attack: ResolvedAttack,
+    seed: int,
+) -> dict[str, Any]:
+    """What was asked, with everything resolved that can change a number, and nothing else. Its checksum is the key."""
+    sized = threat.norm if attack.declared.goal == "minimal-norm" else str(threat)  # one cell serves every size
+    return {
+        "format": 1,
+        "protocol": protocol.settings() | {"n": len(subset)},
+        "dataset": dataset.spec(subset),
+        "defense": defense.spec(),
+        "attack": attack.spec(),
+        "threat": sized,
+        "seed": seed,
+    }
+
+
+def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[str, str]:
+    if store is None:
+        return "run", ""
+    found = store.cell(spec).state(shards)
+    if found.status == "done":
+        return "cached", ""
+    if found.status not in ("new", "partial"):
+        return "failed", f"tried again: {found.status}: {found.reason}"
+    if found.shards:
+        return f"partial {len(found.shards)}/{shards}", ""
+    return "run", ""
+
+
+def _cost(attack: ResolvedAttack, classes: int, eot: int) -> int:
+    """Passes per example that the attack expects, by its own method ``passes(num_classes)`` where it has one."""
+    passes = getattr(attack.instance, "passes", None)
+    return int(passes(classes)) * eot if callable(passes) else 0
+
+
+def _share(cells: Iterable[PlannedCell], i: int, n: int) -> list[PlannedCell]:
+    """The cells of job i of n: by key, so that every job comes to the same division whatever it finds in the store."""
+    return [c for c in cells if c.key and int(c.key[:12], 16) % n == i - 1]
+
+
+def _ordered(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Cells of one defense together, so that its model is loaded once; the costliest group and cell first."""
+    group = {}
+    for cell in cells:
+        name = (cell.dataset, cell.defense)
+        group[name] = group.get(name, 0) + cell.cost * cell.n
+    return sorted(
+        cells,
+        key=lambda c: (not c.to_run, -group[c.dataset, c.defense], c.dataset, c.defense, -c.cost * c.n, c.threat, c.attack),
+    )

@@ -1,0 +1,287 @@
+"""From a selector such as ``jpeg[base=pgd-at]`` to an object that can be used, and to the JSON that identifies it.
+
+A resolved object knows its plugin entry, the factory's instance with every parameter, and the part of a cell's spec that
+it contributes; ``*_from_spec`` goes the other way, which is how worker processes get their objects without pickling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lite import parameters
+from robustbench_lite.data import DatasetBundle, DatasetInfo
+from robustbench_lite.errors import MissingWeights, PluginError, UsageError
+from robustbench_lite.specs import AttackSpec, DefenseSpec
+from robustbench_lite.weights import WeightsFile, find_weights, rbl_home
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustbench_lite.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plugin object with its parameters fixed. label: as tables show it, with the parameters that are not defaults."""
+
+    entry: Entry
+    instance: Any
+    label: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter with its value, as JSON."""
+        return parameters.resolved(self.instance)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it is part of a result's key."""
+        return {"id": self.entry.id, "version": self.entry.spec.version, "parameters": self.parameters, "label": self.label}
+
+
+def resolve(
+    registry: Registry, kind: str, text: str, defaults: Mapping[str, object] | None = None
+) -> Resolved:
+    """The object that a selector names. defaults: parameters used where the selector sets none of its own.
+
+    Raises UnknownName, AmbiguousName, InvalidParameter, PluginError.
+    """
+    selector = parameters.parse_selector(text)
+    entry = registry.get(kind, selector.name)
+    return _instance(registry, entry, {**(defaults or {}), **dict(selector.parameters)})
+
+
+def _instance(registry: Registry, entry: Entry, values: Mapping[str, object]) -> Resolved:
+    factory = registry.factory(entry)
+    instance = parameters.build(factory, values, where=entry.id)
+    return Resolved(entry, instance, parameters.label(entry.spec.name, factory, instance))
+
+
+# ---------------------------------------------------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True)
+class ResolvedDataset(Resolved):
+    """A data set, loaded."""
+
+    bundle: DatasetBundle
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What defenses may know of it."""
+        return self.bundle.info
+
+    def subset(self, n: int | None) -> tuple[int, ...]:
+        """The first n indices of the fixed evaluation subset; all of them for None."""
+        indices = [int(i) for i in self.bundle.evaluation]
+        return tuple(indices if n is None else indices[:n])
+
+    def spec(self, subset: Sequence[int]) -> dict[str, Any]:
+        """What of it is part of a result's key: its content and the examples that are judged, by checksum."""
+        listed = hashlib.sha256(",".join(map(str, subset)).encode()).hexdigest()
+        return self.identity() | {"name": self.info.name, "fingerprint": self.bundle.fingerprint, "subset": listed}
+
+
+def resolve_dataset(registry: Registry, text: str, root: Path) -> ResolvedDataset:
+    """Resolve and load a data set. Raises MissingData, and PluginError where its factory fails in another way."""
+    return _loaded(resolve(registry, "dataset", text), root)
+
+
+def dataset_from_spec(registry: Registry, spec: Mapping[str, Any], root: Path) -> ResolvedDataset:
+    """The data set of a stored spec; PluginError where its content is no longer the same."""
+    found = _loaded(_instance(registry, registry.get("dataset", spec["id"]), spec["parameters"]), root)
+    if found.bundle.fingerprint != spec["fingerprint"]:
+        raise PluginError(
+            f"data set {spec['label']} has changed since the run was planned",
+            hint="run the same command again: it plans with the data as they are now",
+        )
+    return found
+
+
+def _loaded(found: Resolved, root: Path) -> ResolvedDataset:
+    bundle = found.instance(root)
+    if not isinstance(bundle, DatasetBundle):
+        raise PluginError(
+            f"data set {found.entry.id} of {found.entry.distribution} returned {type(bundle).__name__}, not a DatasetBundle",
+            hint="see robustbench_lite.DatasetBundle",
+        )
+    return ResolvedDataset(found.entry, found.instance, found.label, bundle)
+
+
+# ----------------------------------------------------------------------------------------------------------- defenses
+
+
+@dataclass(frozen=True)
+class ResolvedDefense(Resolved):
+    """A defense for one data set. weights: the file it will load, if any. base: what a wrapper wraps."""
+
+    info: DatasetInfo
+    weights: WeightsFile | None = None
+    base: ResolvedDefense | None = None
+
+    @property
+    def declared(self) -> DefenseSpec:
+        """The spec that its plugin declared."""
+        spec = self.entry.spec
+        if not isinstance(spec, DefenseSpec):
+            raise PluginError(f"{self.entry.id} is not a defense")
+        return spec
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes over one input may differ, here or in what it wraps."""
+        return self.declared.stochastic or (self.base is not None and self.base.stochastic)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd gives useful gradients, all the way through what it wraps."""
+        return self.declared.differentiable and (self.base is None or self.base.differentiable)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether it may refuse to answer."""
+        return self.declared.rejects or (self.base is not None and self.base.rejects)
+
+    @property
+    def attackable_by_gradient(self) -> bool:
+        """Whether there is a gradient to follow: autograd's or a surrogate's."""
+        return self.differentiable or self.declared.surrogate
+
+    @cached_property
+    def weights_id(self) -> str | None:
+        """sha256 of the weights file; of the state of a module that brings its own; None for a wrapper."""
+        if self.weights is not None:
+            return self.weights.sha256
+        return None if self.base is not None else "state:" + state_hash(self.build())
+
+    def spec(self) -> dict[str, Any]:
+        """What of it is part of a result's key."""
+        return self.identity() | {
+            "weights": self.weights_id,
+            "base": None if self.base is None else self.base.spec(),
+            "stochastic": self.stochastic,
+            "differentiable": self.differentiable,
+            "surrogate": not self.differentiable and self.declared.surrogate,
+            "rejects": self.rejects,
+        }
+
+    def weights_files(self) -> dict[str, str]:
+        """Path by checksum of every weights file it needs, its base's too."""
+        own = {} if self.weights is None else {self.weights.sha256: str(self.weights.path)}
+        return own | ({} if self.base is None else self.base.weights_files())
+
+    def build(self) -> nn.Module:
+        """The module, in evaluation mode. Raises PluginError where the factory returns something else."""
+        if self.base is not None:
+            module = self.instance(self.info, self.base.build())
+        else:
+            module = self.instance(self.info, None if self.weights is None else self.weights.path)
+        from torch import nn
+
+        if not isinstance(module, nn.Module):
+            raise PluginError(
+                f"defense {self.entry.id} of {self.entry.distribution} built {type(module).__name__}, not a torch.nn.Module",
+                hint="its factory is called as (info, weights), a wrapper's as (info, base), and returns the module",
+            )
+        return module.eval()
+
+
+def resolve_defense(
+    registry: Registry, text: str, info: DatasetInfo, given: Mapping[str, Path] | None = None
+) -> ResolvedDefense:
+    """Resolve a defense for a data set and find its weights. given: weights files by label, before all other places.
+
+    Raises MissingWeights, and UsageError where the defense does not work on this data set.
+    """
+    return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}))
+
+
+def defense_from_spec(
+    registry: Registry, spec: Mapping[str, Any], info: DatasetInfo, files: Mapping[str, str]
+) -> ResolvedDefense:
+    """The defense of a stored spec. files: path by checksum of the weights that the planner found."""
+    found = _instance(registry, registry.get("defense", spec["id"]), spec["parameters"])
+    base = None if spec["base"] is None else defense_from_spec(registry, spec["base"], info, files)
+    weights = None
+    if spec["weights"] in files:
+        weights = WeightsFile(path=Path(files[spec["weights"]]), sha256=spec["weights"], origin="plan")
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base)
+
+
+def _with_weights(registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path]) -> ResolvedDefense:
+    declared = found.entry.spec
+    if not isinstance(declared, DefenseSpec):
+        raise PluginError(f"{found.entry.id} is not a defense")
+    if declared.datasets and info.name not in declared.datasets:
+        raise UsageError(
+            f"defense {found.label} works on {', '.join(declared.datasets)}, not on {info.name}",
+            hint=f"rbl show {found.entry.id}",
+        )
+    if declared.kind == "wrapper":
+        base = getattr(found.instance, "base", None)
+        if not isinstance(base, str):
+            raise PluginError(
+                f"wrapper {found.entry.id} of {found.entry.distribution} has no parameter 'base'",
+                hint="give its dataclass a field base: str, the id of the defense to wrap",
+            )
+        return ResolvedDefense(
+            found.entry, found.instance, found.label, info, base=resolve_defense(registry, base, info, given)
+        )
+    try:
+        weights = find_weights(
+            found.entry, found.instance, info.name, given=given.get(found.label) or given.get(found.entry.id), home=rbl_home()
+        )
+    except MissingWeights:
+        if declared.kind == "trained":
+            raise
+        weights = None
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights)
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of a module's state."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------ attacks
+
+
+@dataclass(frozen=True)
+class ResolvedAttack(Resolved):
+    """An attack with its parameters."""
+
+    @property
+    def declared(self) -> AttackSpec:
+        """The spec that its plugin declared."""
+        spec = self.entry.spec
+        if not isinstance(spec, AttackSpec):
+            raise PluginError(f"{self.entry.id} is not an attack")
+        return spec
+
+    def spec(self) -> dict[str, Any]:
+        """What of it is part of a result's key."""
+        return self.identity() | {"access": self.declared.access, "goal": self.declared.goal}
+
+
+def resolve_attack(registry: Registry, text: str, overrides: Mapping[str, Mapping[str, object]] | None = None) -> ResolvedAttack:
+    """Resolve an attack. overrides: a protocol's parameters by attack id; the selector's own win."""
+    identifier = registry.get("attack", parameters.parse_selector(text).name).id
+    found = resolve(registry, "attack", text, (overrides or {}).get(identifier))
+    return ResolvedAttack(found.entry, found.instance, found.label)
+
+
+def attack_from_spec(registry: Registry, spec: Mapping[str, Any]) -> ResolvedAttack:
+    """The attack of a stored spec."""
+    found = _instance(registry, registry.get("attack", spec["id"]), spec["parameters"])
+    return ResolvedAttack(found.entry, found.instance, found.label)

@@ -1,0 +1,73 @@
+"""What is stored of one cell, as metrics and leaderboards see it: numpy arrays, no torch, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from robustbench_lite.threat import Threat
+
+# Why the point that an attack proposed was not taken as adversarial: the values of the array ``rejected``.
+REJECTED = (
+    "accepted",
+    "not misclassified",
+    "not finite",
+    "outside the box",
+    "outside the threat model",
+    "wrong shape or dtype",
+    "nothing proposed",
+    "not attacked: clean error",
+    "the defense's logits are not finite",
+)
+
+# Where the stored point comes from: the values of the array ``source``.
+SOURCES = ("none", "proposed by the attack", "best seen by the target")
+
+STATUSES = ("done", "partial", "error", "timeout", "out-of-memory", "crashed", "missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """The stored result of one cell: a defense under an attack.
+
+    spec is what was asked (``spec.json``), arrays are the per-example facts, all of length n (see ``judge.py`` for each),
+    and status says whether they are whole. seconds is the sum over all attempts.
+    """
+
+    key: str
+    spec: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    status: str = "done"
+    reason: str = ""
+    seconds: float = 0.0
+    attempts: int = 0
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """How many examples are stored."""
+        return len(self.arrays["index"]) if "index" in self.arrays else 0
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model that was attacked; without a size for minimal-norm attacks."""
+        return Threat.parse(self.spec["threat"])
+
+    def robust(self, threat: Threat | None = None) -> np.ndarray:
+        """(n,) bool: correct on the clean image and not beaten inside ``threat`` (the cell's own where none is given)."""
+        limit = self.threat if threat is None else threat
+        beaten = self.arrays["success"] & (self.arrays["size"] <= limit.limit)
+        return self.arrays["clean_correct"] & ~beaten
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricValue:
+    """A metric's value, its 95 % interval where there is one, and the number of examples behind it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None

@@ -1,0 +1,380 @@
+"""Runs one cell: shard by shard, attack then judge, each shard written as soon as it is whole.
+
+Everything that a worker process needs arrives as JSON (``WorkItem``); everything that it finds goes to the store. A cell
+that ends badly leaves an attempt with a status and a reason, and what its target had seen, never a score.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustbench_lite.deployed import Deployed, is_out_of_memory
+from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError
+from robustbench_lite.judge import Judge
+from robustbench_lite.lease import Lease
+from robustbench_lite.planner import SHARD, PlannedCell, count_shards
+from robustbench_lite.randomness import Randomness
+from robustbench_lite.request import RunRequest
+from robustbench_lite.resolve import (
+    ResolvedAttack,
+    ResolvedDataset,
+    ResolvedDefense,
+    attack_from_spec,
+    dataset_from_spec,
+    defense_from_spec,
+    state_hash,
+)
+from robustbench_lite.store import Cell, Store
+from robustbench_lite.target import Ledger, Target
+from robustbench_lite.threat import Threat
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from robustbench_lite.registry import Registry
+
+Emit = Callable[[dict[str, Any]], None]
+
+# Fewest examples on which chance-level clean accuracy is taken for a mistake of preprocessing.
+ENOUGH_TO_TELL = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkItem:
+    """One cell to run, as JSON: what to run and how. ``files``: weights by checksum."""
+
+    spec: Mapping[str, Any]
+    key: str
+    label: str
+    store: str
+    data: str
+    device: str
+    n: int
+    cost: int = 0
+    micro_batch: int | None = None
+    keep_examples: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def defense(self) -> str:
+        """Which model it needs: items of one defense go to one worker where possible."""
+        return str((self.spec["dataset"]["id"], self.spec["dataset"]["parameters"], self.spec["defense"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for a pipe."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, cell: PlannedCell, request: RunRequest, device: str) -> WorkItem:
+        """The work item of a planned cell."""
+        return cls(
+            spec=cell.spec,
+            key=cell.key,
+            label=f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})",
+            store=str(request.store),
+            data=str(request.data),
+            device=device,
+            n=cell.n,
+            cost=cell.cost,
+            micro_batch=request.micro_batch,
+            keep_examples=request.keep_examples,
+            files=cell.files,
+        )
+
+
+class Workbench:
+    """What a worker keeps between cells: the last data set and the last defense, loaded once."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._dataset: tuple[str, ResolvedDataset] | None = None
+        self._defense: tuple[str, Deployed] | None = None
+
+    def dataset(self, item: WorkItem) -> ResolvedDataset:
+        """The item's data set."""
+        name = str((item.spec["dataset"], item.data))
+        if self._dataset is None or self._dataset[0] != name:
+            self._dataset = (name, dataset_from_spec(self.registry, item.spec["dataset"], Path(item.data)))
+        return self._dataset[1]
+
+    def deployed(self, item: WorkItem) -> Deployed:
+        """The item's defense on its device, with what is known of the micro-batch that fits."""
+        name = f"{item.defense}|{item.device}|{item.micro_batch}"
+        if self._defense is None or self._defense[0] != name:
+            self._defense = None  # let go of the last model before the next one is loaded
+            defense = defense_from_spec(self.registry, item.spec["defense"], self.dataset(item).info, item.files)
+            self._defense = (name, _deploy(defense, item))
+        return self._defense[1]
+
+
+def _deploy(defense: ResolvedDefense, item: WorkItem) -> Deployed:
+    module = defense.build()
+    expected = item.spec["defense"]["weights"]
+    if isinstance(expected, str) and expected.startswith("state:") and expected != f"state:{state_hash(module)}":
+        raise CellFailed(
+            f"{defense.label} built other weights than when the run was planned",
+            status="error",
+            hint="its factory must build the same module every time: seed what it draws, or load it from a file",
+        )
+    if not defense.differentiable and defense.declared.surrogate and not hasattr(module, "surrogate"):
+        raise PluginError(
+            f"{defense.label} is declared non-differentiable with a surrogate, and its module has no method surrogate(x)",
+            hint="add the method, or declare surrogate=False in its DefenseSpec",
+        )
+    return Deployed(
+        module.to(item.device),
+        num_classes=defense.info.num_classes,
+        stochastic=defense.stochastic,
+        differentiable=defense.differentiable,
+        rejects=defense.rejects,
+        micro_batch=item.micro_batch,
+        name=defense.label,
+    )
+
+
+def run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
+    """Run what is missing of a cell and say how it ended: done, cached, busy, or a failure status of the store.
+
+    emit: told of progress (``{"event": "started" | "shard" | "finished", ...}``). Only KeyboardInterrupt and what ends the
+    process come out of it.
+    """
+    cell = Store.open(Path(item.store)).cell(item.spec)
+    shards = count_shards(item.n)
+    lease = Lease.acquire(cell.folder)
+    if lease is None:
+        return _finished(emit, item, "busy", "another run is working on it")
+    with lease:
+        state = cell.state(shards)
+        if state.status == "done":
+            return _finished(emit, item, "cached", "")
+        cell.write_spec()
+        attempt = cell.begin_attempt(environment(item.device))
+        emit({"event": "started", "key": item.key, "label": item.label, "attempt": str(attempt.path), "shards": shards})
+        try:
+            _run_shards(item, bench, cell, sorted(set(range(shards)) - state.shards), attempt.update, emit)
+            cell.commit(shards)
+        except Exception as error:
+            status, reason = _classify(error)
+            attempt.finish(status, reason, traceback.format_exc())
+            return _finished(emit, item, status, reason)
+        attempt.finish("done")
+        return _finished(emit, item, "done", "")
+
+
+def _finished(emit: Emit, item: WorkItem, status: str, reason: str) -> str:
+    emit({"event": "finished", "key": item.key, "label": item.label, "status": status, "reason": reason})
+    return status
+
+
+def _classify(error: Exception) -> tuple[str, str]:
+    if isinstance(error, CellFailed):
+        return error.status, str(error)
+    if is_out_of_memory(error):
+        return "out-of-memory", "memory ran out with a single example"
+    if isinstance(error, RblError):
+        return "error", str(error)
+    return "error", f"{type(error).__name__}: {error}"
+
+
+def _run_shards(
+    item: WorkItem, bench: Workbench, cell: Cell, missing: list[int], note: Callable[..., None], emit: Emit
+) -> None:
+    dataset = bench.dataset(item)
+    deployed = bench.deployed(item)
+    attack = attack_from_spec(bench.registry, item.spec["attack"])
+    subset = dataset.subset(item.n)
+    began, notes, unattributed = time.monotonic(), list[str](), 0
+    for number in missing:
+        shard_began = time.monotonic()
+        ids = subset[number * SHARD : (number + 1) * SHARD]
+        x, y = load_examples(dataset, ids)
+        result = run_shard(item.spec, deployed, attack, x.to(item.device), y.to(item.device), ids, number)
+        if result.failure is not None:
+            cell.write_salvage(number, result.arrays)
+            raise result.failure
+        if item.keep_examples:
+            cell.write_examples(number, {"x_adv": result.x_adv.cpu().numpy()})
+        cell.write_shard(number, result.arrays, n=len(ids))
+        notes += result.notes
+        unattributed += result.unattributed
+        note(
+            seconds=time.monotonic() - began,
+            micro_batch=deployed.micro_batch,
+            memory_history=list(deployed.memory_history),
+            unattributed=unattributed,
+            notes=sorted(set(notes)),
+            peak_memory_bytes=peak_memory(item.device),
+        )
+        seconds = time.monotonic() - shard_began
+        emit({"event": "shard", "key": item.key, "shard": number, "n": len(ids), "seconds": seconds})
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """Per-example arrays and points of one shard; ``failure`` where the attack raised: then they are what it had found."""
+
+    arrays: dict[str, np.ndarray]
+    x_adv: Tensor
+    unattributed: int
+    notes: tuple[str, ...] = ()
+    failure: Exception | None = None
+
+
+def run_shard(
+    spec: Mapping[str, Any], deployed: Deployed, attack: ResolvedAttack, x: Tensor, y: Tensor, ids: tuple[int, ...], number: int
+) -> ShardResult:
+    """Attack and judge one shard. x: (n, C, H, W) in [0, 1], y: (n,), ids: indices into the test split.
+
+    Random numbers depend on the seed, the attack's id and each example's id: not on parameters (so that a longer run
+    continues a shorter one), nor on the defense (so that defenses meet the same draws), nor on other examples.
+    """
+    protocol, threat = spec["protocol"], Threat.parse(spec["threat"])
+    numbers = torch.tensor(ids, dtype=torch.int64, device=x.device)
+    key = f"{spec['seed']}|{spec['attack']['id']}"
+    deployed.fit_memory(x)
+    judge = Judge(deployed, x, y, numbers, passes=protocol["eval_draws"], key=key)
+    _refuse_chance(deployed, judge.correct, spec)
+    rows = judge.correct.nonzero()[:, 0]
+    ledger = Ledger(
+        x[rows],
+        y[rows],
+        threat,
+        minimal=attack.declared.goal == "minimal-norm",
+        rejects=deployed.rejects,
+        budget=protocol["budget"],
+    )
+    target = Target(
+        deployed,
+        ledger,
+        access=attack.declared.access,
+        key=f"{key}|defense",
+        ids=numbers[rows],
+        eot=protocol["eot"],
+        attack=attack.label,
+    )
+    rng = Randomness(f"{key}|attack", numbers[rows])
+    proposal: object = None
+    notes: list[str] = []
+    failure: Exception | None = None
+    if len(rows):
+        try:
+            with _global_generator(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
+                proposal = attack.instance(target, x[rows].clone(), y[rows].clone(), threat, rng)
+        except BudgetExceeded:
+            notes.append("the query budget ended the attack")
+            proposal = target.best(x[rows])
+        except Exception as error:
+            failure = error
+    else:
+        proposal = x[rows]
+    verdict = judge.judge(ledger, proposal, threat)
+    return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, tuple(notes), failure)
+
+
+def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Images (n, C, H, W) float32 in [0, 1] and labels (n,). Raises PluginError where the data set breaks its contract."""
+    split: Any = dataset.bundle.test
+    if hasattr(split, "batch"):
+        x, y = split.batch(ids)
+    else:
+        pairs = [split[i] for i in ids]
+        x, y = torch.stack([image for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+    if x.dtype != torch.float32 or tuple(x.shape[1:]) != dataset.info.shape or not bool(((x >= 0) & (x <= 1)).all()):
+        raise PluginError(
+            f"data set {dataset.label} gave {x.dtype} images of shape {tuple(x.shape[1:])}, from {x.min():.3g} to {x.max():.3g}",
+            hint=f"give float32 of shape {dataset.info.shape} in [0, 1]",
+        )
+    return x, y.long()
+
+
+def _refuse_chance(deployed: Deployed, correct: Tensor, spec: Mapping[str, Any]) -> None:
+    """Fail fast where the defense guesses: nearly always a wrong preprocessing, a wrong class order or missing weights."""
+    n, right = len(correct), int(correct.sum())
+    if n >= ENOUGH_TO_TELL and right * deployed.num_classes <= n:
+        raise CellFailed(
+            f"{deployed.name} is right on {right} of {n} clean images of {spec['dataset']['label']}: no better than chance",
+            status="error",
+            hint="check that it takes [0, 1] images, normalises inside, orders classes as the data set does and has its weights",
+        )
+
+
+@contextmanager
+def _global_generator(used: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator for an attack that draws from it, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if used:
+            torch.manual_seed(seed)
+        yield
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where a cell runs: recorded beside it, not part of its key."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "packages": dict(_versions()),
+    }
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    wanted = {"robustbench-lite", "torch", "torchvision", "numpy"}
+    wanted |= {d.name for d in metadata.distributions() for e in d.entry_points if e.group == "robustbench_lite"}
+    found = ((name, metadata.version(name)) for name in sorted(wanted) if _installed(name))
+    return tuple(found)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} threads)" if names else platform.machine()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that this process has taken so far, on the GPU or in main memory."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def prepare_torch(device: str, threads: int | None) -> None:
+    """Settings under which a result is the same wherever it is computed: float32 throughout, no TF32, no autotuning."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)

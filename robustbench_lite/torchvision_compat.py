@@ -1,0 +1,47 @@
+"""Import torchvision beside a torch that it was not built for.
+
+torchvision's compiled operators load only into the torch build that they were made with. With another build (a CPU-only torch
+beside the torchvision wheel for CUDA, say) its Python part would do for data sets, transforms and most models, but importing it
+fails: it describes two operators, ``nms`` and ``qnms``, that were never declared. Declaring them is enough. Calling one still
+fails, with torch's own message that it has no implementation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from types import ModuleType
+
+import torch
+
+from robustbench_lite.errors import RblError
+
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_UNDECLARED = re.compile(r"operator torchvision::(\w+) does not exist")
+
+# A declaration lasts as long as its library object.
+_declared: dict[str, torch.library.Library] = {}
+
+
+def import_torchvision() -> ModuleType:
+    """The torchvision module; with a matching torch this is a plain import. Raises RblError where it cannot be imported."""
+    while True:
+        try:
+            return importlib.import_module("torchvision")
+        except (ImportError, RuntimeError, OSError) as error:
+            missing = _UNDECLARED.search(str(error))
+            if missing is None or missing[1] not in _SCHEMAS or missing[1] in _declared:
+                raise RblError(
+                    f"torchvision cannot be imported beside torch {torch.__version__}: {error}",
+                    hint="install the torchvision release that was built for this torch; see https://pytorch.org",
+                ) from error
+            operator = missing[1]
+        # What the failed import left behind would be taken for the module by the next one.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _declared[operator] = torch.library.Library("torchvision", "FRAGMENT")
+        _declared[operator].define(_SCHEMAS[operator])

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_lite import CellFailed, Threat
+from robustbench_lite.deployed import Deployed
+from robustbench_lite.judge import Judge, Verdict
+from robustbench_lite.results import REJECTED, SOURCES
+from robustbench_lite.target import Ledger, Target
+from robustbench_lite.testing import CoinFlip, Linear
+
+# One value per image; class 1 above 0.5.
+MODEL = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))
+X = torch.tensor([0.45, 0.30, 0.60, 0.55]).view(4, 1, 1, 1)
+Y = torch.tensor([0, 0, 1, 0])  # the last one is a clean error
+LINF = Threat.parse("linf:0.1")
+
+
+def judged(
+    proposal: object, threat: Threat = LINF, seen: list[Tensor] | None = None, model: nn.Module = MODEL, minimal: bool = False
+) -> Verdict:
+    """The verdict on a proposal for the three correct examples, after the target saw some points of them."""
+    deployed = Deployed(model, num_classes=2)
+    ids = torch.arange(4)
+    judge = Judge(deployed, X, Y, ids, passes=1, key="0")
+    rows = judge.correct.nonzero()[:, 0]
+    ledger = Ledger(X[rows], Y[rows], threat, minimal=minimal, rejects=False, budget=None)
+    target = Target(deployed, ledger, access="scores", key="0", ids=ids[rows])
+    for points in seen or []:
+        target.logits(points)
+    return judge.judge(ledger, proposal, threat)
+
+
+def proposal(*values: float) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+def reasons(verdict: Verdict) -> list[str]:
+    return [REJECTED[code] for code in verdict.arrays["rejected"]]
+
+
+def test_accepts_what_is_inside_and_misclassified_and_nothing_else() -> None:
+    verdict = judged(proposal(0.53, 0.38, 0.52))
+    assert verdict.arrays["success"].tolist() == [True, False, False, False]
+    assert reasons(verdict) == ["accepted", "not misclassified", "not misclassified", "not attacked: clean error"]
+    assert verdict.arrays["clean_correct"].tolist() == [True, True, True, False]
+    assert verdict.arrays["adv_pred"].tolist() == [1, 0, 1, 1]
+    assert verdict.arrays["size"].tolist() == pytest.approx([0.08, float("inf"), float("inf"), float("inf")], abs=1e-6)
+    assert verdict.x_adv.flatten().tolist() == pytest.approx([0.53, 0.30, 0.60, 0.55])
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "not finite"),
+        (float("inf"), "not finite"),
+        (1.5, "outside the box"),
+        (-0.1, "outside the box"),
+        (0.9, "outside the threat model"),
+        (0.55 + 1e-4, "outside the threat model"),
+    ],
+)
+def test_a_bad_point_is_not_adversarial_and_the_reason_is_kept(value: float, reason: str) -> None:
+    verdict = judged(proposal(value, 0.30, 0.60))
+    assert not verdict.arrays["success"].any()
+    assert reasons(verdict)[0] == reason
+    assert verdict.x_adv[0].item() == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3, 1, 1, 2), torch.zeros(2, 1, 1, 1), torch.zeros(3, 1, 1, 1).double(), "text", 7])
+def test_a_wrong_shape_or_dtype_is_not_adversarial(bad: object) -> None:
+    verdict = judged(bad)
+    assert not verdict.arrays["success"].any()
+    assert reasons(verdict)[:3] == ["wrong shape or dtype"] * 3
+
+
+def test_rounding_to_float32_is_forgiven_and_more_is_not() -> None:
+    x = torch.tensor([[[[0.6]]]])
+    inside = x - 0.1
+    assert bool(LINF.contains(x, inside))
+    assert not bool(LINF.contains(x, inside - 1e-6))
+
+
+def test_a_point_that_was_found_and_lost_counts() -> None:
+    verdict = judged(X[:3].clone(), seen=[proposal(0.53, 0.3, 0.6)])
+    assert verdict.arrays["success"].tolist() == [True, False, False, False]
+    assert SOURCES[verdict.arrays["source"][0]] == "best seen by the target"
+    assert reasons(verdict)[0] == "not misclassified"
+
+
+def test_an_attack_that_raised_keeps_what_its_target_saw() -> None:
+    verdict = judged(None, seen=[proposal(0.53, 0.3, 0.52), proposal(0.45, 0.3, 0.499)])
+    assert verdict.arrays["success"].tolist() == [True, False, False, False]  # 0.499 is 0.101 away from 0.6
+    assert reasons(verdict)[:3] == ["nothing proposed"] * 3
+
+
+def test_of_a_minimal_norm_attack_the_smaller_of_proposed_and_seen_counts() -> None:
+    verdict = judged(proposal(0.9, 0.6, 0.1), Threat.parse("linf"), seen=[proposal(0.51, 0.9, 0.6)], minimal=True)
+    assert verdict.arrays["size"].tolist()[:3] == pytest.approx([0.06, 0.30, 0.50], abs=1e-6)
+    assert [SOURCES[s] for s in verdict.arrays["source"]] == [
+        "best seen by the target",
+        "proposed by the attack",
+        "proposed by the attack",
+        "none",
+    ]
+
+
+def test_margins_probabilities_and_distances_are_of_the_accepted_point() -> None:
+    arrays = judged(proposal(0.53, 0.3, 0.6)).arrays
+    assert arrays["margin_clean"][0] == pytest.approx(0.05, abs=1e-6)
+    assert arrays["margin_adv"][0] == pytest.approx(-0.03, abs=1e-6)
+    assert arrays["p_adv"][0] == pytest.approx(1 / (1 + torch.tensor(0.03).exp().item()), abs=1e-6)
+    for norm in ("linf", "l2", "l1"):
+        assert arrays[norm].tolist() == pytest.approx([0.08, 0, 0, 0], abs=1e-6)
+    assert arrays["l0"].tolist() == [1, 0, 0, 0]
+
+
+def test_clean_nan_is_an_error_not_a_score() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.flatten(1) > 0.58, float("nan"), x.flatten(1)).repeat(1, 2)
+
+    with pytest.raises(CellFailed, match="1 of 4 clean images"):
+        Judge(Deployed(Broken(), num_classes=2), X, Y, torch.arange(4), passes=1, key="0")
+
+
+def test_nan_logits_at_the_proposed_point_are_no_success() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where((x.flatten(1) - 0.53).abs() < 1e-3, float("nan"), MODEL(x))
+
+    verdict = judged(proposal(0.53, 0.3, 0.6), model=Broken())
+    assert not verdict.arrays["success"].any()
+    assert reasons(verdict)[0] == "the defense's logits are not finite"
+
+
+def test_one_unlucky_draw_is_no_success_against_a_stochastic_defense() -> None:
+    """Square once scored a sound stochastic model at 0 %: thousands of queries, one unlucky draw each (design.md)."""
+    n = 200
+    x, y = torch.full((n, 1, 1, 1), 0.2), torch.zeros(n, dtype=torch.int64)
+    deployed = Deployed(CoinFlip(MODEL, sigma=0.2), num_classes=2, stochastic=True)
+    judge = Judge(deployed, x, y, torch.arange(n), passes=64, key="0")
+    rows = judge.correct.nonzero()[:, 0]
+    ledger = Ledger(x[rows], y[rows], LINF, minimal=False, rejects=False, budget=None)
+    target = Target(deployed, ledger, access="scores", key="0", ids=rows, eot=1)
+    for _ in range(50):
+        target.logits(x[rows])  # the clean image itself, again and again
+    verdict = judge.judge(ledger, x[rows], LINF)
+    assert ledger.broken.float().mean() > 0.9  # nearly every example was once misclassified by chance
+    assert verdict.arrays["success"].mean() < 0.1
+    assert verdict.arrays["unstable"].mean() > 0.8
+    assert 0.7 < verdict.arrays["clean_rate"].mean() < 1.0
+
+
+def test_a_refused_adversarial_example_is_a_success_for_the_defense() -> None:
+    class Refusing(nn.Module):
+        """Refuses what lies within 0.04 of the boundary."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = MODEL(x)
+            gap = (logits[:, 0] - logits[:, 1]).abs()
+            return torch.cat([logits, torch.where(gap < 0.04, 5.0, -5.0)[:, None]], 1)
+
+    deployed = Deployed(Refusing(), num_classes=2, rejects=True)
+    judge = Judge(deployed, X, Y, torch.arange(4), passes=1, key="0")
+    assert judge.correct.tolist() == [True, True, True, False]
+    rows = judge.correct.nonzero()[:, 0]
+    ledger = Ledger(X[rows], Y[rows], Threat.parse("linf:0.2"), minimal=False, rejects=True, budget=None)
+    verdict = judge.judge(ledger, proposal(0.52, 0.5, 0.45), Threat.parse("linf:0.2"))
+    assert verdict.arrays["success"].tolist() == [False, False, True, False]  # 0.52 is refused, 0.45 is wrong and answered

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustbench_lite import AccessError, BudgetExceeded, PluginError, losses
+from robustbench_lite.testing import CoinFlip, Linear, make_target
+
+
+@pytest.fixture
+def labelled(small_cnn: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    x = images[:6]
+    return small_cnn, x, small_cnn(x).argmax(1)
+
+
+def test_counts_two_forwards_and_one_backward(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    target.logits(x)
+    target.loss_and_grad(x, losses.cross_entropy, y)
+    assert target.forwards.tolist() == [2] * 6
+    assert target.backwards.tolist() == [1] * 6
+    assert target.queries.tolist() == [2] * 6
+
+
+def test_counts_follow_the_index_through_permutations_subsets_and_repeats(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    order = torch.tensor([5, 0, 3])
+    target.logits(x[order], index=order)
+    twice = torch.tensor([2, 2, 4])
+    target.loss_and_grad(x[twice], losses.margin, y[twice], index=twice)
+    assert target.forwards.tolist() == [1, 0, 2, 1, 1, 1]
+    assert target.backwards.tolist() == [0, 0, 2, 0, 1, 0]
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=7), max_size=5), st.lists(st.integers(0, 4), unique=True, min_size=1))
+@settings(max_examples=30, deadline=None)
+def test_counts_are_exact_through_selections(calls: list[list[int]], chosen: list[int]) -> None:
+    model = Linear.binary((1, 2, 2))
+    x = torch.full((5, 1, 2, 2), 0.25)
+    target, _ = make_target(model, x, torch.zeros(5, dtype=torch.int64), "l2:0.1")
+    part = target.select(torch.tensor(chosen))
+    expected = [0] * 5
+    for call in calls:
+        local = torch.tensor([i % len(chosen) for i in call])
+        part.labels(x[: len(call)] if len(call) <= 5 else x[torch.zeros(len(call), dtype=torch.int64)], index=local)
+        for i in local.tolist():
+            expected[chosen[i]] += 1
+    assert target.forwards.tolist() == expected
+    assert part.forwards.tolist() == [expected[i] for i in chosen]
+
+
+def test_rows_that_cannot_be_attributed_go_to_a_visible_counter(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    target.logits(torch.cat([x, x]))
+    assert target.unattributed == 12
+    assert target.forwards.sum() == 0
+    budgeted, _ = make_target(model, x, y, "linf:0.1", budget=10)
+    with pytest.raises(PluginError, match="12 inputs for 6 examples"):
+        budgeted.logits(torch.cat([x, x]))
+
+
+def test_graph_mode_gives_autograds_gradient_and_counts_backwards(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    leaf = x.clone().requires_grad_()
+    logits = target(leaf)
+    (first,) = torch.autograd.grad(logits[:, 0].sum(), leaf, retain_graph=True)
+    torch.autograd.grad(logits[:, 1].sum(), leaf)
+    assert target.forwards.tolist() == [1] * 6
+    assert target.backwards.tolist() == [2] * 6
+    plain = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(plain)[:, 0].sum(), plain)
+    assert torch.equal(first, expected)
+
+
+@pytest.mark.parametrize(
+    ("access", "allowed"),
+    [
+        ("gradient", {"graph", "grad", "logits", "labels"}),
+        ("scores", {"logits", "labels"}),
+        ("decision", {"labels"}),
+        ("transfer", {"labels"}),
+        ("none", set()),
+    ],
+)
+def test_access_is_enforced(labelled: tuple[nn.Module, Tensor, Tensor], access: str, allowed: set[str]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", access=access)
+    calls = {
+        "graph": lambda: target(x),
+        "grad": lambda: target.loss_and_grad(x, losses.cross_entropy, y),
+        "logits": lambda: target.logits(x),
+        "labels": lambda: target.labels(x),
+    }
+    for name, call in calls.items():
+        if name in allowed:
+            call()
+        else:
+            with pytest.raises(AccessError, match=f"declared access '{access}'") as refused:
+                call()
+            assert refused.value.hint
+
+
+def test_what_an_attack_may_see_carries_no_graph(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", access="scores")
+    leaf = x.clone().requires_grad_()
+    assert not target.logits(leaf).requires_grad
+    assert not target.labels(leaf).requires_grad
+
+
+def test_the_budget_is_per_example_and_refuses_all_or_nothing(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", budget=2)
+    target.logits(x)
+    part = torch.tensor([0, 1])
+    target.logits(x[part], index=part)
+    with pytest.raises(BudgetExceeded, match="budget of 2") as refused:
+        target.logits(x)
+    assert refused.value.rows == (0, 1)
+    assert target.queries.tolist() == [2, 2, 1, 1, 1, 1]
+    twice = torch.tensor([3, 3])
+    with pytest.raises(BudgetExceeded):
+        target.logits(x[twice], index=twice)
+
+
+def test_best_so_far_is_kept_once_found_and_only_inside_the_threat_model() -> None:
+    model = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))  # class 1 above x = 0.5
+    x, y = torch.tensor([0.45, 0.30]).view(2, 1, 1, 1), torch.tensor([0, 0])
+    target, _ = make_target(model, x, y, "linf:0.1")
+    target.logits(x + 0.3)  # misclassified, outside the ball
+    assert target.broken.tolist() == [False, False]
+    target.logits(x + 0.08)
+    target.logits(x)  # lost again
+    assert target.broken.tolist() == [True, False]
+    assert target.best(x).flatten().tolist() == pytest.approx([0.53, 0.30])
+    target.logits(x + 0.06)  # smaller, but a fixed-budget attack keeps the first
+    assert target.best(x)[0].item() == pytest.approx(0.53)
+
+
+def test_a_minimal_norm_target_keeps_the_smallest_point() -> None:
+    model = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))
+    x, y = torch.tensor([0.4]).view(1, 1, 1, 1), torch.tensor([0])
+    target, _ = make_target(model, x, y, "linf", goal="minimal-norm")
+    candidates = torch.tensor([0.9, 0.55, 0.7, 0.51]).view(4, 1, 1, 1)
+    target.logits(candidates, index=torch.zeros(4, dtype=torch.int64))
+    assert target.best(x).item() == pytest.approx(0.51)
+    target.logits(torch.full((1, 1, 1, 1), 0.8))
+    assert target.best(x).item() == pytest.approx(0.51)
+
+
+def test_a_tie_is_no_success() -> None:
+    model = Linear(torch.zeros(2, 1), torch.zeros(2))
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([1])
+    target, _ = make_target(model, x, y, "linf:0.1")
+    target.logits(x)
+    assert target.broken.tolist() == [False]
+
+
+def test_nan_logits_are_never_a_success() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 3), float("nan"))
+
+    x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    target, _ = make_target(Broken(), x, y, "linf:0.1")
+    target.logits(x)
+    assert not target.broken.any()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 64, 256])
+def test_micro_batches_change_no_result(small_cnn: nn.Module, images: Tensor, micro_batch: int) -> None:
+    y = small_cnn(images).argmax(1)
+    whole, _ = make_target(small_cnn, images, y, "linf:0.1", micro_batch=300)
+    parts, _ = make_target(small_cnn, images, y, "linf:0.1", micro_batch=micro_batch)
+    for one, other in zip(
+        whole.loss_and_grad(images, losses.margin, y), parts.loss_and_grad(images, losses.margin, y), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert torch.equal(whole.labels(images), parts.labels(images))
+
+
+class Hungry(nn.Module):
+    """Runs out of memory above ``limit`` images."""
+
+    def __init__(self, base: nn.Module, limit: int) -> None:
+        super().__init__()
+        self.base, self.limit, self.sizes = base, limit, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        out: Tensor = self.base(x)
+        return out
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(small_cnn: nn.Module, images: Tensor) -> None:
+    y = small_cnn(images).argmax(1)
+    hungry = Hungry(small_cnn, 40)
+    target, _ = make_target(hungry, images, y, "linf:0.1")
+    plain, _ = make_target(small_cnn, images, y, "linf:0.1")
+    _, value, grad = target.loss_and_grad(images, losses.cross_entropy, y)
+    _, expected, expected_grad = plain.loss_and_grad(images, losses.cross_entropy, y)
+    assert torch.allclose(value, expected, atol=1e-6)
+    assert torch.allclose(grad, expected_grad, atol=1e-6)
+    assert target.forwards.tolist() == [1] * 300
+    hungry.sizes.clear()
+    target.logits(images)
+    assert max(hungry.sizes) <= 40  # what fits is remembered
+
+
+def test_out_of_memory_with_one_image_is_raised(small_cnn: nn.Module, images: Tensor) -> None:
+    hungry = Hungry(small_cnn, 1)
+    target, _ = make_target(hungry, images, small_cnn(images).argmax(1), "linf:0.1")
+    hungry.limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        target.logits(images)
+
+
+def test_other_errors_of_a_defense_come_through(images: Tensor) -> None:
+    class Raising(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+            return x.flatten(1)[:, :3]
+
+    target, _ = make_target(Raising(), images, torch.zeros(300, dtype=torch.int64), "linf:0.1")
+    with pytest.raises(RuntimeError, match="mat1"):
+        target.logits(images)
+
+
+def test_a_wrong_number_of_logits_is_a_readable_error(images: Tensor) -> None:
+    class Growing(nn.Module):
+        columns = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : self.columns]
+
+    model = Growing()
+    target, _ = make_target(model, images, torch.zeros(300, dtype=torch.int64), "linf:0.1")
+    model.columns = 4
+    with pytest.raises(PluginError, match=r"returned \(300, 4\)"):
+        target.logits(images)
+
+
+# ----------------------------------------------------------------------------------------------- stochastic defenses
+
+
+def test_eot_averages_scores_and_gradients_and_counts_every_draw(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=1.0)
+    x, y = images[:20], torch.zeros(20, dtype=torch.int64)
+    target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=16)
+    target.loss_and_grad(x, losses.cross_entropy, y)
+    assert target.forwards.tolist() == [16] * 20
+    assert target.backwards.tolist() == [16] * 20
+    assert target.queries.tolist() == [1] * 20
+
+
+def test_the_variance_of_an_eot_gradient_falls_as_one_over_its_draws(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=2.0)
+    x, y = images[:200], torch.zeros(200, dtype=torch.int64)
+
+    def spread(eot: int) -> float:
+        target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=eot)
+        values = torch.stack([target.loss_and_grad(x, losses.cross_entropy, y)[2].flatten(1) for _ in range(20)])
+        return values.var(0).mean().item()
+
+    assert spread(1) / spread(16) == pytest.approx(16, rel=0.25)
+
+
+def test_draws_are_new_each_time_and_the_same_in_another_run(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)))
+    x, y = images[:10], torch.zeros(10, dtype=torch.int64)
+    one, _ = make_target(model, x, y, "linf:0.1", stochastic=True)
+    again, _ = make_target(model, x, y, "linf:0.1", stochastic=True)
+    first, second = one.logits(x), one.logits(x)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again.logits(x))
+    assert torch.equal(second, again.logits(x))
+
+
+def test_draws_do_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)))
+    x, y = images[:10], torch.zeros(10, dtype=torch.int64)
+    whole, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=4)
+    parts, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=4, micro_batch=3)
+    expected = whole.logits(x)
+    order = torch.tensor([9, 2, 4])
+    assert torch.allclose(parts.logits(x[order], index=order), expected[order], atol=1e-6)
+    again = torch.tensor([2, 2])  # the second and third draw of example 2, not the same draw twice
+    both = parts.logits(x[again], index=again)
+    assert not torch.equal(both[0], both[1])
+    assert torch.allclose(both[0], whole.logits(x)[2], atol=1e-6)
+
+
+def test_a_stochastic_defense_leaves_the_global_generator_alone(images: Tensor) -> None:
+    class Global(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3] + torch.randn(len(x), 3)
+
+    x, y = images[:10], torch.zeros(10, dtype=torch.int64)
+    target, _ = make_target(Global(), x, y, "linf:0.1", stochastic=True)
+    state = torch.random.get_rng_state()
+    first = target.logits(x)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again, _ = make_target(Global(), x, y, "linf:0.1", stochastic=True)
+    assert torch.equal(first, again.logits(x))
+
+
+def test_a_surrogate_gives_the_gradient_and_the_defense_itself_the_logits(images: Tensor) -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = Linear.binary((1, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.base(x.mul(16).round().div(16))
+            return out
+
+        def surrogate(self, x: Tensor) -> Tensor:
+            out: Tensor = self.base(x)
+            return out
+
+    model = Rounded()
+    x, y = images[:10], torch.zeros(10, dtype=torch.int64)
+    target, _ = make_target(model, x, y, "linf:0.1", differentiable=False)
+    logits, _, grad = target.loss_and_grad(x, losses.margin, y)
+    assert torch.allclose(logits, model(x), atol=1e-6)
+    assert torch.allclose(grad.flatten(1)[0], model.base.weight[1] - model.base.weight[0], atol=1e-6)
+    assert target.forwards.tolist() == [2] * 10
+    assert target.backwards.tolist() == [1] * 10
+
+
+def test_a_defense_that_detaches_gives_a_zero_gradient(images: Tensor) -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :3]
+
+    x, y = images[:10], torch.zeros(10, dtype=torch.int64)
+    target, _ = make_target(Detached(), x, y, "linf:0.1")
+    _, _, grad = target.loss_and_grad(x, losses.margin, y)
+    assert torch.equal(grad, torch.zeros_like(x))
