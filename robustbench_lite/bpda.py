@@ -43,7 +43,7 @@ def bpda(forward: Step, backward: Literal["identity"] | Step = "identity") -> St
                 f"bpda: forward returned shape {tuple(value.shape)} and backward {tuple(smooth.shape)}",
                 hint="give a backward function whose output has the shape of forward's",
             )
-        replaced: Tensor = _Replace.apply(smooth, value)
+        replaced: Tensor = _Replace.apply(smooth, value)  # type: ignore[no-untyped-call]
         return replaced
 
     return step

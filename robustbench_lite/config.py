@@ -30,16 +30,15 @@ def validate(model: type[Model], content: Mapping[str, Any], *, source: str) -> 
     """``content`` as a ``model``. Raises InvalidConfig for the first thing that is wrong."""
     try:
         return model.model_validate(content)
+    except RblError as error:  # one of our own validators: it says more than pydantic can
+        raise InvalidConfig(f"{source}: {error.message}", hint=error.hint) from None
     except ValidationError as error:
         raise _readable(model, error, source) from None
 
 
-def _readable(model: type[BaseModel], error: ValidationError, source: str) -> RblError:
+def _readable(model: type[BaseModel], error: ValidationError, source: str) -> InvalidConfig:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RblError):  # one of our own validators: it says more than pydantic can
-        return InvalidConfig(f"{source}: {where}: {cause.message}", hint=cause.hint)
     if first["type"] == "extra_forbidden":
         known = _fields(model, first["loc"][:-1])
         near = did_you_mean(str(first["loc"][-1]), known)

@@ -37,8 +37,8 @@ from robustbench_lite.results import REJECTED, SOURCES
 from robustbench_lite.target import Ledger
 from robustbench_lite.threat import Threat
 
-_ACCEPTED, _NOT_MISCLASSIFIED, _NOT_FINITE, _OUTSIDE_BOX, _OUTSIDE_THREAT, _WRONG_SHAPE, _NOTHING, _CLEAN_ERROR, _BAD_LOGITS = range(
-    len(REJECTED)
+_ACCEPTED, _NOT_MISCLASSIFIED, _NOT_FINITE, _OUTSIDE_BOX, _OUTSIDE_THREAT, _WRONG_SHAPE, _NOTHING, _CLEAN_ERROR, _BAD_LOGITS = (
+    range(len(REJECTED))
 )
 _NONE, _PROPOSED, _SEEN = range(len(SOURCES))
 

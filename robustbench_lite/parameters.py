@@ -358,6 +358,8 @@ def _type_name(hint: Any) -> str:
         return " | ".join("none" if a is None else repr(a) for a in arguments)
     if origin in (Union, types.UnionType):
         return " | ".join(_type_name(a) for a in arguments)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return " | ".join(repr(_jsonable(member)) for member in hint)
     if origin is not None:
         return f"{_type_name(origin)}[{', '.join(_type_name(a) for a in arguments)}]"
     return hint.__name__ if isinstance(hint, type) else str(hint)
@@ -525,11 +527,9 @@ def _from_text_of_union(options: tuple[Any, ...], value: str) -> object:
         if option is str or (isinstance(option, type) and issubclass(option, PurePath)):
             continue
         try:
-            read = _from_text(option, value)
-            _adapter(option, allow_inf_nan=True).validate_python(read)
+            return _adapter(option, allow_inf_nan=True).validate_python(_from_text(option, value))
         except (ValidationError, _Refused, InvalidParameter):
             continue
-        return read
     return value
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from robustbench_lite.errors import MissingData, MissingWeights, PluginError, RblError, UsageError
+from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
 from robustbench_lite.protocol import Protocol, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
 from robustbench_lite.resolve import (
@@ -126,7 +126,9 @@ def contributed_protocols(registry: Registry) -> dict[str, str]:
     return found
 
 
-def applicable(defense: Mapping[str, Any], attack: Mapping[str, Any], norms: Sequence[str], threat: Threat, classes: int, least: int) -> str:
+def applicable(
+    defense: Mapping[str, Any], attack: Mapping[str, Any], norms: Sequence[str], threat: Threat, classes: int, least: int
+) -> str:
     """Why this attack cannot be run on this defense, in words; empty where it can.
 
     defense, attack: as in a cell's spec. norms and least: what the attack supports. classes: of the data set.
@@ -309,7 +311,7 @@ def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[s
     if found.status == "done":
         return "cached", ""
     if found.status not in ("new", "partial"):
-        return "failed", f"tried again: {found.status}: {found.reason}"
+        return "failed", f"tried again: {found.status}: {(found.reason.splitlines() or [''])[0]}"
     if found.shards:
         return f"partial {len(found.shards)}/{shards}", ""
     return "run", ""
@@ -328,7 +330,7 @@ def _share(cells: Iterable[PlannedCell], i: int, n: int) -> list[PlannedCell]:
 
 def _ordered(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     """Cells of one defense together, so that its model is loaded once; the costliest group and cell first."""
-    group = {}
+    group: dict[tuple[str, str], int] = {}
     for cell in cells:
         name = (cell.dataset, cell.defense)
         group[name] = group.get(name, 0) + cell.cost * cell.n

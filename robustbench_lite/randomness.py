@@ -4,7 +4,7 @@ A draw is a function of a key, the example's id and the draw's number, computed 
 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). There is no state that advances: the same call gives
 the same numbers. It is written in integer tensor operations, which every device computes alike.
 
-    key       the first 64 bits of SHA-256 over the text of the stream
+    key       the first 64 bits of the SHA-256 of the stream's name
     counter   (block, draw, id mod 2^32, id div 2^32): 128 bits; a block makes four words of 32 bits
 
 Number i of a draw comes from word i (normal numbers from a pair of words), so a longer draw begins with the shorter one.
@@ -50,7 +50,7 @@ class Randomness:
     def __init__(self, key: str, ids: Tensor) -> None:
         if ids.dtype != torch.int64 or ids.dim() != 1:
             raise ValueError(f"ids must be a LongTensor (N,), not {tuple(ids.shape)} of {ids.dtype}")
-        self._start(hashlib.sha256(b"key\0" + key.encode()).digest(), ids)
+        self._start(hashlib.sha256(key.encode()).digest(), ids)
 
     def _start(self, digest: bytes, ids: Tensor) -> Randomness:
         self._digest = digest

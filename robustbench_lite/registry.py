@@ -85,7 +85,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One registered object. id: ``namespace/name``. module: the plugin's, that contributed it. version: of the distribution."""
+    """One registered object. id: ``namespace/name``. module: the plugin that contributed it. version: of the distribution."""
 
     id: str
     namespace: str
@@ -207,15 +207,16 @@ def _fix(error: BaseException, plugin: Plugin, module: str) -> str:
     """What to do about an exception of plugin code; module: the one that was being imported."""
     if isinstance(error, RblError) and error.hint:
         return error.hint
+    without = f"uninstall {plugin.distribution}" if plugin.version else f"run without {plugin.distribution}"
     if isinstance(error, SystemExit):
-        return f"remove the exit from {module}, or uninstall {plugin.distribution}"
+        return f"remove the exit from {module}, or {without}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        if module.startswith(error.name):
-            return f"reinstall {plugin.distribution}, or correct {plugin.origin!r}: there is no module {error.name!r}"
-        return f"install {error.name!r}, which {plugin.distribution} needs, or uninstall {plugin.distribution}"
+        if f"{module}.".startswith(f"{error.name}."):
+            return f"correct {plugin.origin!r} (there is no module {error.name!r}), or reinstall {plugin.distribution}"
+        return f"install {error.name!r}, which {plugin.distribution} needs, or {without}"
     if isinstance(error, ImportError):
-        return f"install versions of {plugin.distribution} and its dependencies that go together"
-    return f"correct {module}, or uninstall {plugin.distribution} and tell its authors"
+        return f"install versions of {plugin.distribution} and of what it imports that go together, or {without}"
+    return f"correct {module}, or {without} and tell its authors"
 
 
 # ---------------------------------------------------------------------------------------------------------------- registry
@@ -416,7 +417,7 @@ class Registry:
                 close = getattr(made, "close", None)  # a coroutine, else it warns that it was never awaited
                 if callable(close):
                     close()
-                raise TypeError(f"it returned {_a(made)}, not an iterable of {_HOOKS[hook].__name__}")
+                raise PluginError(f"it returned {_a(made)}, not an iterable of {_HOOKS[hook].__name__}")
             for spec in itertools.islice(made, _MOST_SPECS + 1):
                 specs.append(spec)
         if outcome.printed:
@@ -522,10 +523,9 @@ def _distributions(registry: Registry) -> dict[str, metadata.Distribution]:
                 found[re.sub(r"[-_.]+", "-", name).lower()] = winner
         if outcome.error is not None:
             cause = f"the metadata of a distribution in {where} cannot be read: {_cause(outcome.error)}"
-            severity: Literal["error", "warning"] = (
-                "error" if ours else "warning"
-            )  # it may have nothing to do with this project
-            registry._unreadable.append(Problem(name or "?", version, "?", "", cause, f"reinstall {name or 'it'}", severity))
+            fix = f"reinstall {name or 'it'}"
+            # Where even the list of groups is unreadable, it may have nothing to do with this project.
+            registry._unreadable.append(Problem(name or "?", version, "?", "", cause, fix, "error" if ours else "warning"))
     return found
 
 
@@ -594,9 +594,7 @@ def _check_factory(entry: Entry, factory: Any) -> None:
         return
     names = [parameter.name for parameter in describe(factory)]
     if isinstance(factory, type) and not any("__call__" in vars(base) for base in factory.__mro__):
-        raise PluginError(
-            f"instances of {path!r} cannot be called", hint=f"give the class a __call__, as every {entry.kind} has"
-        )
+        raise PluginError(f"instances of {path!r} cannot be called", hint=f"give it a __call__, as every {entry.kind} has")
     if isinstance(entry.spec, DefenseSpec) and entry.spec.kind == "wrapper" and "base" not in names:
         raise PluginError(f"{path!r} is a wrapper without a parameter 'base'", hint="add a field `base: str`")
 

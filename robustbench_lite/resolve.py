@@ -43,9 +43,7 @@ class Resolved:
         return {"id": self.entry.id, "version": self.entry.spec.version, "parameters": self.parameters, "label": self.label}
 
 
-def resolve(
-    registry: Registry, kind: str, text: str, defaults: Mapping[str, object] | None = None
-) -> Resolved:
+def resolve(registry: Registry, kind: str, text: str, defaults: Mapping[str, object] | None = None) -> Resolved:
     """The object that a selector names. defaults: parameters used where the selector sets none of its own.
 
     Raises UnknownName, AmbiguousName, InvalidParameter, PluginError.
@@ -274,7 +272,9 @@ class ResolvedAttack(Resolved):
         return self.identity() | {"access": self.declared.access, "goal": self.declared.goal}
 
 
-def resolve_attack(registry: Registry, text: str, overrides: Mapping[str, Mapping[str, object]] | None = None) -> ResolvedAttack:
+def resolve_attack(
+    registry: Registry, text: str, overrides: Mapping[str, Mapping[str, object]] | None = None
+) -> ResolvedAttack:
     """Resolve an attack. overrides: a protocol's parameters by attack id; the selector's own win."""
     identifier = registry.get("attack", parameters.parse_selector(text).name).id
     found = resolve(registry, "attack", text, (overrides or {}).get(identifier))

@@ -295,7 +295,7 @@ def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tenso
         x, y = torch.stack([image for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
     if x.dtype != torch.float32 or tuple(x.shape[1:]) != dataset.info.shape or not bool(((x >= 0) & (x <= 1)).all()):
         raise PluginError(
-            f"data set {dataset.label} gave {x.dtype} images of shape {tuple(x.shape[1:])}, from {x.min():.3g} to {x.max():.3g}",
+            f"data set {dataset.label} gave {x.dtype} {tuple(x.shape[1:])} images from {x.min():.3g} to {x.max():.3g}",
             hint=f"give float32 of shape {dataset.info.shape} in [0, 1]",
         )
     return x, y.long()
@@ -308,7 +308,7 @@ def _refuse_chance(deployed: Deployed, correct: Tensor, spec: Mapping[str, Any])
         raise CellFailed(
             f"{deployed.name} is right on {right} of {n} clean images of {spec['dataset']['label']}: no better than chance",
             status="error",
-            hint="check that it takes [0, 1] images, normalises inside, orders classes as the data set does and has its weights",
+            hint="check its weights, the order of its classes, and that it takes [0, 1] images and normalises inside",
         )
 
 

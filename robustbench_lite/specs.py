@@ -71,7 +71,11 @@ class Spec:
         return [] if value in known else [f"unknown {key} {value!r}; known: {', '.join(known)}"]
 
     def _flags(self, *keys: str) -> list[str]:
-        return [f"{key} must be True or False, not {getattr(self, key)!r}" for key in keys if not isinstance(getattr(self, key), bool)]
+        return [
+            f"{key} must be True or False, not {getattr(self, key)!r}"
+            for key in keys
+            if not isinstance(getattr(self, key), bool)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

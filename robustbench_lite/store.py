@@ -475,9 +475,7 @@ class Cell:
         return [folder / name for name in _names(folder) if _ATTEMPT.fullmatch(name)]
 
     def _set_aside(self, path: Path, reason: str) -> None:
-        message = self.store.set_aside(self.key, path, reason)
-        if message not in self.damage:
-            self.damage.append(message)
+        self.damage.append(self.store.set_aside(self.key, path, reason))
 
     def _uncommit(self) -> None:
         """Remove the commit, before what it vouches for changes or is moved."""

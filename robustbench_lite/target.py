@@ -25,6 +25,9 @@ _ALLOWED = {
     "none": frozenset[str](),
 }
 
+# Stands for the rows of a call that did not say which examples its inputs belong to.
+NOBODY = torch.empty(0, dtype=torch.int64)
+
 
 class Ledger:
     """What one attack on one shard has cost and found so far, per example; shared by a target and its selections.
@@ -129,7 +132,7 @@ class Target:
         scores = self._deployed.graph(x, passes=self._eot, key=self._key, ids=ids, draw=draw)
         self._note(rows, x, scores.detach(), self._eot * self._deployed.forwards_per_gradient)
         if scores.requires_grad:
-            scores.register_hook(lambda _: self._count_backward(rows))
+            scores.register_hook(lambda _: self._count_backward(rows))  # type: ignore[no-untyped-call]
         return scores
 
     def logits(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -142,9 +145,7 @@ class Target:
         self._require("decision", "labels")
         return self._query(x, index).argmax(1)
 
-    def loss_and_grad(
-        self, x: Tensor, loss: Loss, *aux: Tensor, index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_and_grad(self, x: Tensor, loss: Loss, *aux: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, C), loss (n,) and the loss's gradient with respect to ``x``, all detached. Needs access ``gradient``.
 
         ``loss(logits, *aux)`` returns (n,); each of ``aux`` has one entry per input. A stochastic defense is averaged over
@@ -152,9 +153,7 @@ class Target:
         """
         self._require("gradient", "gradients")
         rows, ids, draw = self._admit(x, index, self._eot)
-        scores, value, grad = self._deployed.loss_and_grad(
-            x, loss, aux, passes=self._eot, key=self._key, ids=ids, draw=draw
-        )
+        scores, value, grad = self._deployed.loss_and_grad(x, loss, aux, passes=self._eot, key=self._key, ids=ids, draw=draw)
         self._note(rows, x, scores, self._eot * self._deployed.forwards_per_gradient)
         self._count_backward(rows)
         return scores, value, grad
@@ -239,10 +238,10 @@ class Target:
                 hint=f"declare access={level!r} in its AttackSpec, or use what {self._access!r} allows",
             )
 
-    def _admit(self, x: Tensor, index: Tensor | None, passes: int) -> tuple[Tensor | None | bool, Tensor, Tensor]:
+    def _admit(self, x: Tensor, index: Tensor | None, passes: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Attribute the inputs, take their queries from the budget, and number their draws.
 
-        Returns the ledger's rows (None for all in order, False for unknown), the examples' ids and their draw numbers.
+        Returns the ledger's rows (None for all in order, NOBODY where unknown), the examples' ids and their draw numbers.
         """
         ledger = self._ledger
         if index is None and len(x) != len(self):
@@ -253,7 +252,7 @@ class Target:
                 )
             ledger.unattributed += len(x)
             first = ledger.unattributed - len(x)
-            return False, self._ids.new_full((len(x),), -1), torch.arange(first, first + len(x), device=x.device) * passes
+            return NOBODY, self._ids.new_full((len(x),), -1), torch.arange(first, first + len(x), device=x.device) * passes
         rows = self._rows if index is None else self._global(index, len(x))
         ledger.admit(rows, len(x))
         if not self._deployed.stochastic:
@@ -273,14 +272,14 @@ class Target:
             )
         return index if self._rows is None else self._rows[index]
 
-    def _note(self, rows: Tensor | None | bool, x: Tensor, scores: Tensor, passes: int) -> None:
-        if isinstance(rows, bool):
+    def _note(self, rows: Tensor | None, x: Tensor, scores: Tensor, passes: int) -> None:
+        if rows is NOBODY:
             return
         _add(self._ledger.forwards, rows, passes)
         self._ledger.remember(rows, x, scores)
 
-    def _count_backward(self, rows: Tensor | None | bool) -> None:
-        if not isinstance(rows, bool):
+    def _count_backward(self, rows: Tensor | None) -> None:
+        if rows is not NOBODY:
             _add(self._ledger.backwards, rows, self._eot)
 
     def _mine(self, values: Tensor) -> Tensor:

@@ -43,5 +43,5 @@ def import_torchvision() -> ModuleType:
         # What the failed import left behind would be taken for the module by the next one.
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _declared[operator] = torch.library.Library("torchvision", "FRAGMENT")
-        _declared[operator].define(_SCHEMAS[operator])
+        _declared[operator] = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        _declared[operator].define(_SCHEMAS[operator])  # type: ignore[no-untyped-call]

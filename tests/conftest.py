@@ -18,8 +18,12 @@ def small_cnn() -> torch.nn.Module:
     generator = torch.random.get_rng_state()
     torch.manual_seed(0)
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, stride=2), torch.nn.ReLU(),
-        torch.nn.Flatten(), torch.nn.Linear(72, 10),
+        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(72, 10),
     )
     torch.random.set_rng_state(generator)
     return module

@@ -37,7 +37,10 @@ def test_counts_follow_the_index_through_permutations_subsets_and_repeats(labell
     assert target.backwards.tolist() == [0, 0, 2, 0, 1, 0]
 
 
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=7), max_size=5), st.lists(st.integers(0, 4), unique=True, min_size=1))
+@given(
+    st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=7), max_size=5),
+    st.lists(st.integers(0, 4), unique=True, min_size=1),
+)
 @settings(max_examples=30, deadline=None)
 def test_counts_are_exact_through_selections(calls: list[list[int]], chosen: list[int]) -> None:
     model = Linear.binary((1, 2, 2))

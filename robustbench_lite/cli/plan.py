@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @request_options
 @json_option
 @click.pass_obj
-def command(app: App, as_json: bool, **options: Any) -> None:
+def command(app: App, /, as_json: bool, **options: Any) -> None:
     """Say what a run would do, cell by cell, and why. Nothing is run and nothing is written."""
     request = read_request(app, options)
 

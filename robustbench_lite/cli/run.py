@@ -71,7 +71,7 @@ def _assignment(text: str) -> tuple[str, str]:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Also write the leaderboards to this folder.")
 @json_option
 @click.pass_obj
-def command(app: App, dry_run: bool, out: Path | None, as_json: bool, **options: Any) -> int:
+def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **options: Any) -> int:
     """Run defenses against attacks and judge what comes out.
 
     Running the same command again goes on where the last one stopped and recomputes nothing that is whole.
@@ -166,7 +166,9 @@ def _report(
         from robustbench_lite.leaderboard.json_table import to_json
 
         failed = {key: {"status": status, "reason": reason} for key, (status, reason) in statuses.items()}
-        print_json({"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": [to_json(t) for t in tables]})
+        print_json(
+            {"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": [to_json(t) for t in tables]}
+        )
     else:
         print_tables(tables)
     if out is not None:
@@ -174,8 +176,9 @@ def _report(
             warn(f"wrote {path}")
     labels = {cell.key: f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})" for cell in plan.cells}
     failures = {key: value for key, value in statuses.items() if value[0] not in ("done", "cached")}
-    for key, (status, reason) in failures.items():
-        warn(f"{labels[key]}: {status}: {reason}")
+    for status, reason in sorted(set(failures.values())):
+        concerned = sorted(labels[key] for key, value in failures.items() if value == (status, reason))
+        warn(f"{status}: {'; '.join(concerned)}: {reason}")
     unusable = {cell.reason for cell in plan.cells if cell.reason.startswith("unusable")}
     for reason in sorted(unusable):
         warn(reason)

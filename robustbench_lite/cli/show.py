@@ -63,7 +63,9 @@ def find_anything(registry: Registry, name: str, kind: str | None) -> Entry:
     found = [e for k in PLUGIN_KINDS for e in registry.entries(k) if name in (e.id, e.spec.name)]
     if len({e.kind for e in found}) > 1:
         kinds = sorted({e.kind for e in found})
-        raise UnknownName(f"{name!r} is the name of several kinds: {', '.join(kinds)}", hint=f"rbl show {name} --kind {kinds[0]}")
+        raise UnknownName(
+            f"{name!r} is the name of several kinds: {', '.join(kinds)}", hint=f"rbl show {name} --kind {kinds[0]}"
+        )
     if found:
         return registry.get(found[0].kind, name)
     near = did_you_mean(name, [n for k in PLUGIN_KINDS for e in registry.entries(k) for n in (e.id, e.spec.name)])

@@ -2,8 +2,5 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
-import click
 
-from robustbench_lite.cli.app import App

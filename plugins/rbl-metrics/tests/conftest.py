@@ -8,7 +8,7 @@ import pytest
 from robustbench_lite import CellResult
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_cell() -> Callable[..., CellResult]:
     """Cells by hand: ``sizes`` of the accepted points, inf where the example was not beaten."""
 

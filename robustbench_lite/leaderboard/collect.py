@@ -1,0 +1,181 @@
+"""Reads results one by one and keeps of each only what tables need, so that memory stays small however large the store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from robustbench_lite.errors import PluginError, RblError
+from robustbench_lite.leaderboard.lookup import Metric
+from robustbench_lite.leaderboard.text import plain
+from robustbench_lite.results import REJECTED, CellResult, MetricValue
+from robustbench_lite.store import canonical_json
+from robustbench_lite.threat import Threat
+
+# What a table reads of a spec; a record without it cannot be shown.
+_NEEDED = {
+    "dataset": ("id", "version", "parameters", "fingerprint", "subset", "name"),
+    "protocol": ("name", "version"),
+    "defense": ("id", "version", "weights", "label", "stochastic"),
+    "attack": ("id", "version", "label", "access", "goal"),
+}
+
+# What robust accuracies and worst cases are computed from; the rest of a cell is dropped once its scalars are known.
+_KEPT_ARRAYS = ("index", "clean_correct", "success", "size")
+
+# The proposals worth a footnote, by ``rejected``. That a proposal is classified correctly (1) is what robustness means, and
+# clean errors (7) are in the clean accuracy.
+_REMARKS = {
+    2: "not finite",
+    3: "outside the box",
+    4: "outside the threat model",
+    5: "of wrong shape or dtype",
+    6: "missing since the attack raised an error",
+    8: "on which the defense's logits are not finite",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Ids of the metrics that a leaderboard shows: any plugin's. worst is of scope ``defense``, the others of scope ``cell``.
+
+    median is shown for minimal-norm attacks; forwards, backwards and seconds are summed over the cells of a row.
+    """
+
+    clean: str = "rbl/clean-accuracy"
+    robust: str = "rbl/robust-accuracy"
+    worst: str = "rbl/worst-case"
+    median: str = "rbl/median-perturbation"
+    forwards: str = "rbl/forwards"
+    backwards: str = "rbl/backwards"
+    seconds: str = "rbl/seconds"
+
+
+class Meter:
+    """Calls a leaderboard's metrics and checks what comes back. Raises UsageError at once where one is not installed."""
+
+    def __init__(self, metrics: Metrics, find: Callable[[str], Metric]) -> None:
+        self._found = {identifier: find(identifier) for identifier in dict.fromkeys(astuple(metrics))}
+
+    def __call__(self, identifier: str, subject: CellResult | Sequence[CellResult], threat: Threat) -> MetricValue | None:
+        """The metric's value; None where it is not a number. Raises an RblError, whatever the metric raised."""
+        try:
+            value = self._found[identifier](subject, threat)
+        except RblError:
+            raise
+        except Exception as error:
+            raise PluginError(f"metric {identifier} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(value, MetricValue):
+            raise PluginError(f"metric {identifier} returned {type(value).__name__}, not a MetricValue")
+        return None if math.isnan(value.value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept of a cell: a CellResult with four arrays, and scalars.
+
+    attack, defense: what identifies its column and its row. done: it holds the examples it should. scalars: of a done cell,
+    ``forwards``, ``backwards`` and ``seconds`` where their metrics gave a number, ``median`` for a minimal-norm attack.
+    """
+
+    cell: CellResult
+    attack: str
+    defense: str
+    threat: Threat
+    done: bool = False
+    notes: tuple[str, ...] = ()
+    scalars: Mapping[str, MetricValue] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """The cells over one data set and subset, protocol version and seed. asked: those, as in the cells' specs."""
+
+    asked: Mapping[str, Any]
+    cells: list[Kept] = field(default_factory=list)
+
+    def threats(self, wanted: Iterable[Threat]) -> list[Threat]:
+        """The threat models with a size: those that were attacked, and those of ``wanted`` that minimal-norm cells answer."""
+        norms = {kept.threat.norm for kept in self.cells if math.isinf(kept.threat.eps)}
+        asked = [kept.threat for kept in self.cells] + [threat for threat in wanted if threat.norm in norms]
+        spelled: dict[Threat, Threat] = {}
+        for threat in asked:
+            if math.isfinite(threat.eps):
+                spelled[threat] = min(spelled.get(threat, threat), threat, key=lambda t: (len(str(t)), str(t)))
+        return list(spelled.values())
+
+    def under(self, threat: Threat) -> list[Kept]:
+        """The cells of that threat model, and the minimal-norm cells of its norm."""
+        return [k for k in self.cells if k.threat == threat or (k.threat.norm == threat.norm and math.isinf(k.threat.eps))]
+
+
+def collect(results: Iterable[CellResult], metrics: Metrics, meter: Meter, note: Callable[[str], None]) -> list[Group]:
+    """Read all results into groups, in a fixed order. note: told of each cell whose record cannot be understood."""
+    groups: dict[str, Group] = {}
+    indices: dict[bytes, np.ndarray] = {}
+    for cell in results:
+        if problem := _problem(cell):
+            note(f"cell {plain(cell.key)[:12]} is in no table: {plain(problem)}")
+            continue
+        kept = _keep(cell, metrics, meter, indices)
+        dataset = {key: cell.spec["dataset"][key] for key in _NEEDED["dataset"]}
+        asked = canonical_json({"dataset": dataset, "protocol": cell.spec["protocol"], "seed": cell.spec["seed"]})
+        groups.setdefault(asked, Group(json.loads(asked))).cells.append(kept)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _problem(cell: CellResult) -> str:
+    """What keeps a cell's record from being understood, in words; empty for a sound one."""
+    for part, keys in _NEEDED.items():
+        if absent := [key for key in keys if key not in cell.spec.get(part, {})]:
+            return f"its {part} lacks {', '.join(absent)}"
+    if cell.n and (absent := [name for name in (*_KEPT_ARRAYS, "rejected", "unstable") if name not in cell.arrays]):
+        return f"it has no array {', '.join(absent)}"
+    try:
+        str(cell.threat)
+    except RblError as error:
+        return error.message
+    return ""
+
+
+def _keep(cell: CellResult, metrics: Metrics, meter: Meter, indices: dict[bytes, np.ndarray]) -> Kept:
+    arrays = {name: np.array(cell.arrays[name]) for name in _KEPT_ARRAYS} if cell.n else {}
+    if arrays:  # nearly all cells are over the same examples: hold that list once
+        arrays["index"] = indices.setdefault(arrays["index"].tobytes(), arrays["index"])
+    kept = Kept(
+        cell=replace(cell, arrays=arrays, environment={}),
+        attack=canonical_json(cell.spec["attack"]),
+        defense=canonical_json(cell.spec["defense"]),
+        threat=cell.threat,
+        done=cell.status == "done" and cell.n > 0,
+    )
+    if not kept.done:
+        return kept
+    notes = list(remarks(cell))
+    scalars: dict[str, MetricValue] = {}
+    for name in ["forwards", "backwards", "seconds"] + ["median"] * math.isinf(kept.threat.eps):
+        try:
+            value = meter(getattr(metrics, name), cell, kept.threat)
+        except RblError as error:  # costs its own number only
+            notes.append(error.message)
+        else:
+            scalars |= {} if value is None else {name: value}
+    return replace(kept, notes=tuple(map(plain, notes)), scalars=scalars)
+
+
+def remarks(cell: CellResult) -> tuple[str, ...]:
+    """What happened to the proposals of a cell that were refused for more than being classified correctly."""
+    counts: list[int] = np.bincount(cell.arrays["rejected"], minlength=len(REJECTED)).tolist()
+    found = [
+        f"{counts[reason]} proposal{'s' * (counts[reason] != 1)} {what}, judged not adversarial"
+        for reason, what in _REMARKS.items()
+        if counts[reason]
+    ]
+    if unstable := int(cell.arrays["unstable"].sum()):
+        found.append(f"{unstable} example{'s' * (unstable != 1)} beaten in the search but not on the judge's fresh passes")
+    return tuple(found)

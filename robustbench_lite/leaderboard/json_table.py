@@ -1,0 +1,82 @@
+"""Leaderboards as JSON, for programs; ``leaderboard.schema.json`` (JSON Schema, draft 2020-12) says what is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import resources
+from typing import Any
+
+from robustbench_lite.leaderboard.model import Entry, Leaderboard, Row
+from robustbench_lite.leaderboard.text import link
+from robustbench_lite.results import MetricValue
+
+FORMAT = 1
+
+
+def render(table: Leaderboard) -> str:
+    """The table as JSON text, ASCII only."""
+    return json.dumps(to_json(table), indent=2, allow_nan=False) + "\n"
+
+
+def to_json(table: Leaderboard) -> dict[str, Any]:
+    """The table as plain data. Proportions lie in [0, 1]; an infinite number is the text ``"inf"``."""
+    return {
+        "format": FORMAT,
+        "dataset": {"name": table.dataset, **table.dataset_spec},
+        "threat": {"text": str(table.threat), "norm": table.threat.norm, "eps": table.threat.eps},
+        "protocol": dict(table.protocol),
+        "seed": table.seed,
+        "n": table.n,
+        "attacks": [
+            {"label": a.label, "id": a.id, "version": a.version, "access": a.access, "goal": a.goal} for a in table.attacks
+        ],
+        "rows": [_row(table, row) for row in table.rows],
+    }
+
+
+def schema() -> dict[str, Any]:
+    """The published JSON Schema."""
+    text = (resources.files("robustbench_lite.leaderboard") / "leaderboard.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _row(table: Leaderboard, row: Row) -> dict[str, Any]:
+    return {
+        "rank": row.rank,
+        "defense": {
+            "label": row.defense,
+            "id": row.id,
+            "version": row.version,
+            "weights": row.weights,
+            "stochastic": row.stochastic,
+            "reference": row.reference,
+            "link": link(row.reference),
+        },
+        "clean_accuracy": _value(row.clean),
+        "worst_case": _value(row.worst),
+        "attacks": {attack.label: _entry(entry) for attack, entry in zip(table.attacks, row.entries, strict=True)},
+        "cost": {"forwards": row.forwards, "backwards": row.backwards, "seconds": row.seconds},
+        "flags": list(row.flags),
+        "notes": list(row.notes),
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    found: dict[str, Any] = {"status": entry.status, "robust_accuracy": _value(entry.value)}
+    if entry.progress:
+        found["progress"] = entry.progress
+    if entry.median is not None:
+        found["median_perturbation"] = _value(entry.median)
+    return found | {"notes": list(entry.notes)}
+
+
+def _value(value: MetricValue | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"value": _number(value.value), "low": _number(value.low), "high": _number(value.high), "n": value.n}
+
+
+def _number(number: float | None) -> float | str | None:
+    return "inf" if number is not None and math.isinf(number) else number

@@ -1,0 +1,118 @@
+"""A leaderboard laid out as text cells and numbered footnotes, which the renderers for people share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Entry, Leaderboard, Row
+from robustbench_lite.leaderboard.ranking import ALPHA
+from robustbench_lite.leaderboard.text import DASH, count, length, percent, superscript
+
+Escape = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Header and rows of text cells, all of one width. numeric: which columns are aligned to the right."""
+
+    header: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+
+
+@dataclass
+class Footnotes:
+    """Numbered in the order of their first mark; one text has one number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, texts: Iterable[str]) -> str:
+        """The marks of these texts, ``¹ ³``, with a blank before each."""
+        marks = ""
+        for text in texts:
+            if text not in self.texts:
+                self.texts.append(text)
+            marks += f" {superscript(self.texts.index(text) + 1)}"
+        return marks
+
+
+def main_grid(table: Leaderboard, escape: Escape, notes: Footnotes, link: Escape | None = None) -> Grid:
+    """One row per defense. escape: makes a text from a plugin safe; link: shows references, where there is room for them."""
+    header = ["rank", "defense", "clean", "worst case", *(escape(a.label) for a in table.attacks)]
+    header += ["forwards", "backwards", "seconds"]
+    rows = [_row(row, escape, notes) for row in table.rows]
+    numeric = [True, False, *[True] * (len(header) - 2)]
+    if link is not None:
+        header.append("reference")
+        numeric.append(False)
+        rows = [[*cells, link(row.reference)] for cells, row in zip(rows, table.rows, strict=True)]
+    return Grid(header, rows, numeric)
+
+
+def median_grid(table: Leaderboard, escape: Escape) -> Grid | None:
+    """Median smallest perturbations, one column per minimal-norm attack; None where there is none."""
+    columns = [i for i in range(len(table.attacks)) if any(row.entries[i].median for row in table.rows)]
+    if not columns:
+        return None
+    header = ["defense", *(escape(table.attacks[i].label) for i in columns)]
+    rows = [[escape(row.defense), *(length(row.entries[i].median) for i in columns)] for row in table.rows]
+    return Grid(header, rows, [False, *[True] * len(columns)])
+
+
+def _row(row: Row, escape: Escape, notes: Footnotes) -> list[str]:
+    return [
+        DASH if row.rank is None else str(row.rank),
+        escape(row.defense) + notes.mark([*(f"flagged: {flag}" for flag in row.flags), *row.notes]),
+        percent(row.clean),
+        percent(row.worst),
+        *(_entry(entry) + notes.mark(entry.notes) for entry in row.entries),
+        count(row.forwards),
+        count(row.backwards),
+        count(row.seconds),
+    ]
+
+
+def _entry(entry: Entry) -> str:
+    if entry.status == "done":
+        return percent(entry.value)
+    if entry.status == NOT_APPLICABLE:
+        return DASH
+    return f"{entry.status} {entry.progress}".strip()
+
+
+def facts(table: Leaderboard) -> list[tuple[str, str]]:
+    """What the table was computed from, by name."""
+    spec, protocol = table.dataset_spec, table.protocol
+    settings = [f"{key} {_setting(protocol[key])}" for key in protocol if key not in ("name", "version", "n")]
+    parameters = [f"{key}={_setting(value)}" for key, value in spec["parameters"].items()]
+    return [
+        ("data set", f"{table.dataset} ({', '.join([spec['id'], 'version ' + str(spec['version']), *parameters])})"),
+        ("examples", f"n = {'unknown' if table.n is None else table.n}, subset {spec['subset'][:12]}"),
+        ("threat model", str(table.threat)),
+        ("protocol", f"{table.protocol_label} ({', '.join(settings)})" if settings else table.protocol_label),
+        ("seed", str(table.seed)),
+        ("attacks", str(len(table.attacks))),
+    ]
+
+
+def legend(table: Leaderboard) -> list[str]:
+    """How to read the table; only what it needs."""
+    rows: Sequence[Row] = table.rows
+    said = [
+        "Accuracies are in %, over all n examples, with 95 % Wilson intervals. A clean error counts as not robust.",
+        "Worst case: the share of examples that are classified correctly and that none of the row's attacks beats inside the "
+        "threat model; counted per example, so it may be lower than every single attack's column.",
+        "Rank: by worst case. Rows share a rank where McNemar's paired test cannot separate them from the first row of that "
+        f"rank (p > {ALPHA} after Holm's correction). This is not transitive: neighbours of different rank may be close.",
+        "Forwards, backwards: passes per example, and seconds: wall clock; sums over the row's attacks.",
+    ]
+    if any(row.rank is None for row in rows):
+        said.append("Rows without a rank lack a result, or are flagged: see their footnotes.")
+    if any(entry.status == NOT_APPLICABLE for row in rows for entry in row.entries):
+        said.append(f"{DASH} in an attack's column: it does not apply to that defense; the worst case is over the others.")
+    return said
+
+
+def _setting(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,45 @@
+"""What a leaderboard asks the registry for: metrics, and where a method is described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lite.errors import RblError, UnknownName, UsageError
+from robustbench_lite.results import MetricValue
+from robustbench_lite.threat import Threat
+
+if TYPE_CHECKING:
+    from robustbench_lite.registry import Registry
+
+# Scope cell: called with a CellResult; scope defense: with the CellResults of one defense.
+Metric = Callable[[Any, Threat], MetricValue]
+
+
+def metric_from(registry: Registry) -> Callable[[str], Metric]:
+    """A resolver of metrics by id, such as ``rbl/worst-case``; it raises UsageError where no plugin brings the metric."""
+    from robustbench_lite.resolve import resolve
+
+    def find(identifier: str) -> Metric:
+        try:
+            found: Metric = resolve(registry, "metric", identifier).instance
+        except UnknownName as error:
+            raise UsageError(
+                f"a leaderboard needs the metric {identifier}, which cannot be used: {error.message}",
+                hint="pip install rbl-metrics" if identifier.startswith("rbl/") else error.hint,
+            ) from error
+        return found
+
+    return find
+
+
+def reference_from(registry: Registry) -> Callable[[str, str], str]:
+    """The reference of an object by kind and id (``"defense", "rbl/pgd-at"``); empty where its plugin is not installed."""
+
+    def find(kind: str, identifier: str) -> str:
+        try:
+            return registry.get(kind, identifier).spec.reference
+        except RblError:
+            return ""
+
+    return find
