@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,3 +63,15 @@ class Dataset(Protocol):
     """
 
     def __call__(self, root: Path) -> DatasetBundle: ...
+
+
+def fetch(split: MapDataset, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images (n, C, H, W) and labels (n,) of some examples; through the split's own ``batch(indices)`` where it has one."""
+    whole: Any = split
+    if hasattr(whole, "batch"):
+        x, y = whole.batch(indices)
+        return x, y
+    import torch
+
+    pairs = [split[i] for i in indices]
+    return torch.stack([image for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])

@@ -126,19 +126,20 @@ def contributed_protocols(registry: Registry) -> dict[str, str]:
     return found
 
 
-def applicable(
-    defense: Mapping[str, Any], attack: Mapping[str, Any], norms: Sequence[str], threat: Threat, classes: int, least: int
-) -> str:
-    """Why this attack cannot be run on this defense, in words; empty where it can.
-
-    defense, attack: as in a cell's spec. norms and least: what the attack supports. classes: of the data set.
-    """
-    if threat.norm not in norms:
-        return f"norm {threat.norm} not supported by {attack['label']} (it has {', '.join(norms)})"
+def inapplicable(defense: Mapping[str, Any], attack: Mapping[str, Any]) -> str:
+    """Why an attack cannot be run on a defense whatever the data set; both as in a cell's spec. Empty where it can."""
     if attack["access"] == "gradient" and not defense["differentiable"] and not defense["surrogate"]:
         return "gradient attack on a non-differentiable defense without surrogate"
-    if classes < least:
-        return f"{attack['label']} needs at least {least} classes, the data set has {classes}"
+    return ""
+
+
+def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
+    """Why an attack cannot be run on a data set under a threat model; empty where it can."""
+    norms = attack.declared.norms
+    if threat.norm not in norms:
+        return f"norm {threat.norm} not supported by {attack.label} (it has {', '.join(norms)})"
+    if classes < attack.declared.min_classes:
+        return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
     return ""
 
 
@@ -253,21 +254,15 @@ def _cell(
             return replace(named, reason=f"{kind}: {thing.error.hint if kind == 'no weights' else thing.error.message}")
     if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
         raise TypeError("unreachable")
+    if reason := _unsupported(attack, threat, dataset.info.num_classes):
+        return replace(named, reason=reason)
     try:
         spec = _spec(protocol, dataset, subset, threat, defense, attack, request.seed)
     except RblError as error:  # building a module that brings its own weights may fail
         return replace(named, reason=f"unusable: {error.message}")
     except Exception as error:
         return replace(named, reason=f"unusable: {type(error).__name__}: {error}")
-    reason = applicable(
-        spec["defense"],
-        spec["attack"],
-        attack.declared.norms,
-        threat,
-        dataset.info.num_classes,
-        attack.declared.min_classes,
-    )
-    if reason:
+    if reason := inapplicable(spec["defense"], spec["attack"]):
         return replace(named, reason=reason)
     key = cell_key(spec)
     state, why = _state(store, spec, count_shards(len(subset)))

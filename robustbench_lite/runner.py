@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robustbench_lite.data import fetch
 from robustbench_lite.deployed import Deployed, is_out_of_memory
 from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError
 from robustbench_lite.judge import Judge
@@ -246,7 +247,7 @@ def run_shard(
     numbers = torch.tensor(ids, dtype=torch.int64, device=x.device)
     key = f"{spec['seed']}|{spec['attack']['id']}"
     deployed.fit_memory(x)
-    judge = Judge(deployed, x, y, numbers, passes=protocol["eval_draws"], key=key)
+    judge = Judge(deployed, x, y, numbers, passes=protocol["eval_draws"], key=str(spec["seed"]))
     _refuse_chance(deployed, judge.correct, spec)
     rows = judge.correct.nonzero()[:, 0]
     ledger = Ledger(
@@ -287,12 +288,7 @@ def run_shard(
 
 def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Images (n, C, H, W) float32 in [0, 1] and labels (n,). Raises PluginError where the data set breaks its contract."""
-    split: Any = dataset.bundle.test
-    if hasattr(split, "batch"):
-        x, y = split.batch(ids)
-    else:
-        pairs = [split[i] for i in ids]
-        x, y = torch.stack([image for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+    x, y = fetch(dataset.bundle.test, ids)
     if x.dtype != torch.float32 or tuple(x.shape[1:]) != dataset.info.shape or not bool(((x >= 0) & (x <= 1)).all()):
         raise PluginError(
             f"data set {dataset.label} gave {x.dtype} {tuple(x.shape[1:])} images from {x.min():.3g} to {x.max():.3g}",

@@ -158,6 +158,7 @@ def mask(kept: tuple[int, ...]) -> torch.Tensor:
 
 def test_l0_breaks_ties_by_position() -> None:
     assert projections.l0(torch.ones(1, 6), 2).tolist() == [[1, 1, 0, 0, 0, 0]]
+    assert projections.l0(torch.ones(1, 3000), 700)[0].nonzero()[:, 0].tolist() == list(range(700))
     assert projections.l0(torch.ones(1, 3, 2, 2), 1)[0, :, 0, 0].tolist() == [1, 1, 1]
     assert projections.l0(torch.ones(1, 3, 2, 2), 1).sum() == 3
 

@@ -63,11 +63,20 @@ def test_words_are_those_of_philox(key: str, example: int, draw: int) -> None:
     want = [word for block in range(3) for word in philox((block, *where), keys)]
     rng = Randomness(key, torch.tensor([example]))
     assert rng.integers(None, (12,), 0, 2**32, draw=draw).tolist() == [want]
+    assert rng.integers(None, (12,), -5, 100, draw=draw).tolist() == [[(w * 105 >> 32) - 5 for w in want]]
     assert rng.uniform(None, (12,), draw=draw).tolist() == [[(w >> 8) / 2**24 for w in want]]
     radius = np.sqrt(-2 * np.log((np.array(want[0::2]) + 1) / 2**32))
     angle = 2 * np.pi * np.array(want[1::2]) / 2**32
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel()
     np.testing.assert_allclose(rng.normal(None, (12,), draw=draw)[0].numpy(), pairs, rtol=2e-7, atol=1e-9)
+
+
+def test_the_largest_normal_number_is_finite() -> None:
+    """Example 87 of this stream has a word that is 0, as one in 2^32 has: its logarithm must not be taken."""
+    rng = Randomness("zero", torch.tensor([87]))
+    assert rng.integers(None, (253,), 0, 2**32, draw=3361)[0, 252] == 0
+    pair = rng.normal(None, (254,), draw=3361)[0, 252:].double().numpy()
+    assert np.linalg.norm(pair) == pytest.approx((2 * 32 * np.log(2)) ** 0.5, rel=1e-6)
 
 
 def test_large_draws_are_made_in_pieces_without_a_seam() -> None:
@@ -231,6 +240,7 @@ def test_children_and_seeds_tell_their_labels_apart() -> None:
         ("a", 1),
         (True,),
     ]
+    labels += [("1", "2"), ("1str:2",), ("1str:1:2",)]  # joined without their lengths, two of these would be one
     children = [rng.child(*label) for label in labels] + [rng.child("a").child("bc")]
     assert len({tuple(c.integers(None, (4,), 0, 2**32)[0].tolist()) for c in [rng, *children]}) == len(labels) + 2
     seeds = {rng.seed_for(*label) for label in labels} | {Randomness("other", rng.ids).seed_for()}

@@ -180,6 +180,12 @@ def test_median_interval_invariants(sizes):
     assert wider.low <= low <= high <= wider.high
 
 
+def test_median_interval_by_hand():
+    """Of two values the lower median of a resample is the smaller one with probability 3/4."""
+    assert bootstrap_median_interval([1.0, 2.0], level=0.4) == (1.0, 1.0)
+    assert bootstrap_median_interval([1.0, 2.0], level=0.6) == (1.0, 2.0)
+
+
 def test_median_interval_covers():
     generator = np.random.default_rng(1)
     intervals = [bootstrap_median_interval(generator.exponential(size=60)) for _ in range(600)]

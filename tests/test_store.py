@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustbench_lite import store as module
 from robustbench_lite.errors import AmbiguousName, CorruptResult, InvalidParameter, StoreError, StoreFormatError, UnknownName
 from robustbench_lite.results import CellResult
 from robustbench_lite.store import Cell, Store, canonical_json, cell_key
@@ -486,6 +487,7 @@ def test_state_notices_without_reading_contents(store: Store, harm: Callable[[Pa
     cell = finished(store)
     harm(cell.folder / "shard-00000.safetensors")
     assert store.cell(SPEC).state(3).status == "partial"
+    assert not (cell.folder / "done.json").exists()
 
 
 def test_state_does_not_read_the_shards_of_a_done_cell(store: Store) -> None:
@@ -549,6 +551,32 @@ def test_files_of_a_newer_format_are_not_guessed_at(store: Store) -> None:
     shard.write_bytes(shard.read_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 2'))
     assert cell.load().n == 2 * N
     assert "format 2 instead of 1" in "".join(store.messages)
+
+
+def test_a_shard_that_claims_other_rows_is_damaged(store: Store) -> None:
+    shard = finished(store).folder / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b'\\"n\\": 4', b'\\"n\\": 5'))
+    with pytest.raises(CorruptResult, match="5 rows expected"):
+        store.cell(SPEC).read_shard(1)
+    assert store.cell(SPEC).state(3).shards == {0, 2}
+
+
+@pytest.mark.parametrize("name", ["done.json", "attempts/*.json"])
+def test_every_flipped_bit_of_a_record_shows(store: Store, name: str) -> None:
+    cell = finished(store)
+    (path,) = cell.folder.glob(name)
+    data = path.read_bytes()
+    original = cell.load()
+    reader = Store.open(store.path, read_only=True).cell(SPEC)
+    rng = random.Random(0)
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
+        try:
+            assert (found := reader.load()).seconds == original.seconds
+            assert (found.status, found.environment) == (original.status, original.environment)
+            assert data[place : place + 1].isspace()
+        except CorruptResult:
+            pass
 
 
 def test_every_flipped_bit_of_a_shard_shows(store: Store) -> None:
@@ -860,6 +888,23 @@ def test_a_reader_beside_a_writer_sees_whole_commits_only(store: Store) -> None:
     assert int(writer.communicate()[0]) > 1
     assert done > 1
     assert reader.store.messages == []
+
+
+def test_a_commit_replaced_while_it_is_read_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = finished(store), Store.open(store.path, read_only=True).cell(SPEC)
+    read, pending = module._read_bytes, [True]
+
+    def read_late(path: Path) -> bytes | None:
+        if path.name == "shard-00001.safetensors" and pending:
+            pending.clear()
+            writer.write_shard(1, arrays(1, value=1), n=N)
+            writer.commit(3)
+        return read(path)
+
+    monkeypatch.setattr(module, "_read_bytes", read_late)
+    result = reader.load()
+    assert (result.status, reader.damage, pending) == ("done", [], [])
+    assert same({n: a[N : 2 * N] for n, a in result.arrays.items()}, arrays(1, value=1))
 
 
 def test_writing_the_same_again_keeps_the_commit_and_other_contents_withdraw_it(store: Store) -> None:

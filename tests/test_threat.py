@@ -266,6 +266,25 @@ def test_points_inside_are_kept_bit_for_bit(text: str, seed: int, shape: tuple[i
     assert torch.equal(threat.project(x, x), x)
 
 
+@pytest.mark.parametrize("text", ["linf:0.9", "l2:2", "l1:5", "l0:4", "union:linf:0.9+l1:0.1"])
+def test_values_too_small_to_survive_an_addition_are_kept(text: str) -> None:
+    x = torch.tensor([[0.9, 0.5, 0.7, 0.3]])
+    x_adv = torch.tensor([[1e-30, 2e-12, 0.7, 3e-9]])
+    assert torch.equal(Threat.parse(text).project(x, x_adv), x_adv)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.3, 0.7, 0.15])
+def test_points_on_the_face_of_a_cube_are_kept(eps: float, sign: int) -> None:
+    """The float32 nearest to eps may be below it; the last float32 before the face is inside all the same."""
+    x = torch.rand(100_000, 1, generator=torch.Generator().manual_seed(0))
+    face = (x.double() + sign * eps).float()
+    face = torch.where((face.double() - x.double()).abs() > eps, torch.nextafter(face, x), face)
+    inside = (face >= 0) & (face <= 1)
+    assert ((face.double() - x.double()).abs() <= eps).all()
+    assert torch.equal(Threat("linf", eps).project(x, face)[inside], face[inside])
+
+
 @pytest.mark.parametrize("text", ["l2:0.5", "l2:0.01", "l1:12", "l1:0.1", "linf:1/255", "union:l2:0.5+l1:12"])
 @pytest.mark.parametrize("grey", [0.5, 0.7, 1 / 3])
 def test_rounding_errors_that_all_point_outwards_do_not_leave_the_ball(text: str, grey: float) -> None:

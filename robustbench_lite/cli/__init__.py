@@ -107,4 +107,6 @@ def main() -> NoReturn:
 
 def exit_code(error: RblError) -> int:
     """2 where the request cannot be carried out as written, 1 where something failed on the way."""
-    return 2 if isinstance(error, (UsageError, MissingData, MissingWeights)) else 1
+    from robustbench_lite.registry import StrictPluginError
+
+    return 2 if isinstance(error, (UsageError, MissingData, MissingWeights, StrictPluginError)) else 1

@@ -1,8 +1,12 @@
-"""Leaderboards for a terminal, by rich."""
+"""Leaderboards for a terminal, by rich. A table that is too wide goes on below, with rank and defense repeated."""
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -10,25 +14,51 @@ from robustbench_lite.leaderboard.layout import Footnotes, Grid, facts, legend, 
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import plain
 
-
-def render(table: Leaderboard) -> Group:
-    """What ``rich.console.Console.print`` shows: title, table, footnotes and legend."""
-    notes = Footnotes()
-    said = dict(facts(table))
-    title = plain(f"{table.title}: {said['protocol']}, {said['examples']}")
-    blocks: list[RenderableType] = [_table(main_grid(table, plain, notes), title)]
-    blocks += [Text(f"{i}. {text}") for i, text in enumerate(notes.texts, 1)]
-    if medians := median_grid(table, plain):
-        blocks.append(_table(medians, f"Median smallest perturbation ({table.threat.norm}), 95 % bootstrap intervals"))
-    blocks += [Text(line, style="dim") for line in legend(table)]
-    return Group(*blocks)
+_FRAME = 3  # columns that rich adds to each cell: blank, blank, line
 
 
-def _table(grid: Grid, title: str) -> Table:
-    shown = Table(title=Text(title), title_justify="left")
-    for name, numeric in zip(grid.header, grid.numeric, strict=True):
-        shown.add_column(Text(name), justify="right" if numeric else "left")
-    for row in grid.rows:  # Text: no markup is read out of a plugin's words; intervals go below their values
-        cells = [cell.replace(" [", "\n[") if numeric else cell for cell, numeric in zip(row, grid.numeric, strict=True)]
+def render(table: Leaderboard) -> _Rendered:
+    """What ``rich.console.Console.print`` shows of a leaderboard: title, table, footnotes and legend."""
+    return _Rendered(table)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Knows the console's width only when it is printed."""
+
+    table: Leaderboard
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        notes = Footnotes()
+        said = dict(facts(self.table))
+        yield Text(plain(f"{self.table.title}: {said['protocol']}, {said['examples']}"), style="bold")
+        yield from _tables(main_grid(self.table, plain, notes), options.max_width, fixed=2)
+        yield from (Text(f"{i}. {text}") for i, text in enumerate(notes.texts, 1))
+        if medians := median_grid(self.table, plain):
+            yield Text(f"Median smallest perturbation ({self.table.threat.norm}), 95 % bootstrap intervals", style="bold")
+            yield from _tables(medians, options.max_width, fixed=1)
+        yield from (Text(line, style="dim") for line in legend(self.table))
+
+
+def _tables(grid: Grid, width: int, *, fixed: int) -> Iterator[Table]:
+    """The grid as one table, or several that fit ``width``, each with the first ``fixed`` columns."""
+    columns = [[name, *cells] for name, *cells in zip(grid.header, *grid.rows, strict=True)]
+    # Intervals go below their values.
+    columns = [[c.replace(" [", "\n[") for c in column] if grid.numeric[i] else column for i, column in enumerate(columns)]
+    widths = [_FRAME + max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    chosen = list(range(fixed))
+    for i in range(fixed, len(columns)):
+        if len(chosen) > fixed and 1 + sum(widths[c] for c in [*chosen, i]) > width:
+            yield _table(columns, grid.numeric, chosen)
+            chosen = list(range(fixed))
+        chosen.append(i)
+    yield _table(columns, grid.numeric, chosen)
+
+
+def _table(columns: list[list[str]], numeric: list[bool], chosen: list[int]) -> Table:
+    shown = Table()
+    for i in chosen:  # Text: no markup is read out of a plugin's words
+        shown.add_column(Text(columns[i][0]), justify="right" if numeric[i] else "left", overflow="fold")
+    for cells in zip(*(columns[i][1:] for i in chosen), strict=True):
         shown.add_row(*map(Text, cells))
     return shown

@@ -22,8 +22,8 @@ def plain(text: object, longest: int = LONGEST) -> str:
 
     What goes: terminal escapes, characters that reverse the reading direction, lone surrogates that no file can hold.
     """
-    one_line = " ".join(str(text).split())
-    shown = "".join(c for c in one_line if not unicodedata.category(c).startswith("C")).strip()
+    blanks = "".join(" " if c.isspace() else c for c in str(text))
+    shown = " ".join("".join(c for c in blanks if not unicodedata.category(c).startswith("C")).split())
     return shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
 
 

@@ -1,0 +1,48 @@
+"""Defenses: adversarial training, and transformations at test time. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from robustbench_lite import DefenseSpec, hookimpl
+
+
+@hookimpl
+def rbl_defenses() -> Iterable[DefenseSpec]:
+    """Trained defenses first, then wrappers."""
+    yield DefenseSpec(
+        name="standard",
+        factory="rbl_defenses.standard:Standard",
+        kind="trained",
+        summary="Standard training on clean images: the zero point of every table",
+    )
+    yield DefenseSpec(
+        name="pgd-at",
+        factory="rbl_defenses.pgd_at:PGDTraining",
+        kind="trained",
+        summary="Adversarial training: minimise the loss at the worst point that PGD finds",
+        reference="arXiv:1706.06083",
+    )
+    yield DefenseSpec(
+        name="trades",
+        factory="rbl_defenses.trades:Trades",
+        kind="trained",
+        summary="TRADES: clean loss plus the divergence between predictions at x and near x",
+        reference="arXiv:1901.08573",
+    )
+    yield DefenseSpec(
+        name="jpeg",
+        factory="rbl_defenses.jpeg:JPEG",
+        kind="wrapper",
+        differentiable=False,
+        summary="JPEG compression before the base defense; attacked through a straight-through surrogate (BPDA)",
+        reference="arXiv:1711.00117",
+    )
+    yield DefenseSpec(
+        name="gaussian-noise",
+        factory="rbl_defenses.gaussian_noise:GaussianNoise",
+        kind="wrapper",
+        stochastic=True,
+        summary="Fresh gaussian noise before the base defense; attacked and judged over several draws (EOT)",
+        reference="arXiv:1902.02918",
+    )

@@ -1,0 +1,48 @@
+"""Gaussian noise at test time: the simplest stochastic defense (compare arXiv:1902.02918, which certifies a smoothed one)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_lite import DatasetInfo, randn_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise:
+    """Add N(0, sigma^2) to every pixel before the base defense sees the image; not clipped to [0, 1].
+
+    base: the defense that classifies. sigma: standard deviation, in units of the pixel range.
+    """
+
+    base: str = "standard"
+    sigma: Annotated[float, Field(ge=0)] = 0.1
+
+    def __call__(self, info: DatasetInfo, base: nn.Module) -> nn.Module:
+        """The module; it draws anew in every pass."""
+        return SurrogateNoisy(base, self.sigma) if hasattr(base, "surrogate") else Noisy(base, self.sigma)
+
+
+class Noisy(nn.Module):
+    """The base defense behind gaussian noise."""
+
+    def __init__(self, base: nn.Module, sigma: float) -> None:
+        super().__init__()
+        self.base = base
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.base(x + self.sigma * randn_like(x))
+        return logits
+
+
+class SurrogateNoisy(Noisy):
+    """The same over a base that offers a surrogate for its gradient."""
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """The base's surrogate behind the same noise."""
+        logits: Tensor = self.base.surrogate(x + self.sigma * randn_like(x))  # type: ignore[operator]
+        return logits

@@ -1,0 +1,46 @@
+"""TRADES (Zhang et al., 2019, arXiv:1901.08573)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from rbl_defenses.pgd_at import AdversariallyTrained
+from robustbench_lite.training import Context, craft, in_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trades(AdversariallyTrained):
+    """Minimise CE(f(x), y) + beta KL(p(x) || p(x')), where x' maximises that divergence in the ball.
+
+    width: channels of the first convolution. epochs, lr, eps, steps, step: None for the data set's preset. eps: linf radius.
+    steps, step: of the inner ascent; ``step`` is absolute. beta: weight of the divergence.
+    """
+
+    beta: Annotated[float, Field(ge=0)] = 6.0
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        logits = model(x)
+        clean = F.cross_entropy(logits, y)
+        if self.beta == 0:
+            return clean
+        with torch.no_grad(), in_mode(model, "eval"):
+            reference = model(x).softmax(1)
+        inner = self.inner(context)
+        # At x itself the divergence has no gradient, so the ascent starts a little beside it.
+        x_adv = craft(
+            model,
+            x,
+            lambda z: F.kl_div(z.log_softmax(1), reference, reduction="none").sum(1),
+            eps=inner["eps"],
+            step=inner["step"],
+            steps=int(inner["steps"]),
+            start="gaussian",
+        )
+        divergence = F.kl_div(model(x_adv).log_softmax(1), logits.softmax(1), reduction="batchmean")
+        return clean + self.beta * divergence

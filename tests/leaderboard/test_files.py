@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from robustbench_lite import StoreError
+from robustbench_lite.leaderboard import write_all
+from robustbench_lite.leaderboard.files import stems
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_three_files_per_table(tmp_path, tables, varied):
+    paths = write_all(tables(varied), tmp_path / "new" / "leaderboards", command="rbl report --out x")
+    assert [p.name for p in paths] == ["digits-linf.md", "digits-linf.json", "digits-linf.csv"]
+    assert all(p.is_file() for p in paths)
+    assert "`rbl report --out x`" in paths[0].read_text(encoding="utf-8")
+    assert json.loads(paths[1].read_text(encoding="utf-8"))["dataset"]["name"] == "digits"
+    assert len(list(csv.reader(paths[2].open(encoding="utf-8")))) == 6
+
+
+def test_writing_again_changes_no_byte_and_leaves_other_files(tmp_path, tables, varied):
+    (tmp_path / "README.md").write_text("mine")
+    write_all(tables(varied), tmp_path)
+    before = content(tmp_path)
+    write_all(tables(varied, shuffle=3), tmp_path)
+    assert content(tmp_path) == before
+    assert before["README.md"] == b"mine"
+    assert len(before) == 4
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([{"threat": "l2:0.5"}], ["digits-linf", "digits-l2"]),
+        ([{"dataset": "mnist"}], ["digits-linf", "mnist-linf"]),
+        ([{"threat": "linf:8/255"}], ["digits-linf-8-255", "digits-linf-0.15"]),
+        ([{"protocol": {"name": "standard"}}], ["digits-linf-quick-1", "digits-linf-standard-1"]),
+        ([{"protocol": {"version": 2}}], ["digits-linf-quick-1", "digits-linf-quick-2"]),
+        ([{"n": 20, "subset": "t" * 64}], ["digits-linf-n20", "digits-linf-n40"]),
+        ([{"seed": 1}], ["digits-linf-seed0", "digits-linf-seed1"]),
+        (
+            [{"threat": "linf:0.3"}, {"threat": "linf:0.3", "seed": 1}],
+            ["digits-linf-0.15-seed0", "digits-linf-0.3-seed0", "digits-linf-0.3-seed1"],
+        ),
+    ],
+)
+def test_names_say_what_tells_tables_apart(make_cell, tables, others, expected):
+    found = tables([make_cell(), *(make_cell(**other) for other in others)])
+    assert stems(found) == expected
+    assert stems(found[::-1]) == expected[::-1]
+
+
+def test_a_name_of_ones_own(make_cell, tables, tmp_path):
+    found = tables([make_cell(), make_cell(threat="l2:0.5")])
+    assert stems(found[:1], "mine") == ["mine"]
+    assert stems(found, "mine") == ["mine-linf-0.15", "mine-l2-0.5"]
+
+
+def test_tables_that_nothing_readable_tells_apart_get_a_checksum(make_cell, tables):
+    names = stems(tables([make_cell(subset="s" * 64), make_cell(subset="t" * 64)]))
+    assert len(set(names)) == 2
+    assert all(name.startswith("digits-linf-") for name in names)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", "C:\\x", "x" * 900, "\x00", "-rf", "."])
+def test_names_are_never_paths(make_cell, tables, tmp_path, name):
+    folder = tmp_path / "in"
+    write_all(tables([make_cell(dataset=name)]), folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert len([p for p in folder.iterdir() if p.is_file()]) == 3
+    assert all(p.name[0].isalnum() for p in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path, tables, varied, monkeypatch):
+    found = tables(varied)
+    write_all(found, tmp_path)
+    before = content(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError):
+        write_all([replace(found[0], seed=7)], tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be(tmp_path, tables, varied):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        write_all(tables(varied), tmp_path / "file" / "leaderboards")

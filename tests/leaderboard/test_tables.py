@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import math
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from robustbench_lite import MetricValue, Threat, UsageError
+from robustbench_lite.leaderboard import Metrics
+from robustbench_lite.leaderboard.collect import Meter, collect
+
+from .conftest import N, find_metric
+
+HALF = N // 2
+
+
+def shown(table):
+    return [(row.rank, row.defense, row.worst.value if row.worst else None) for row in table.rows]
+
+
+def entries(table, defense):
+    (row,) = [row for row in table.rows if row.defense == defense]
+    return dict(zip([a.label for a in table.attacks], row.entries, strict=True))
+
+
+def test_attacks_that_break_disjoint_halves_leave_nothing(make_cell, one):
+    table = one([make_cell(attack="a", beaten=range(HALF)), make_cell(attack="b", beaten=range(HALF, N))])
+    (row,) = table.rows
+    assert [e.value.value for e in row.entries] == [0.5, 0.5]
+    assert (row.worst.value, row.worst.n, row.worst.low) == (0.0, N, 0.0)
+    assert (row.clean.value, row.clean.n, table.n) == (1.0, N, N)
+
+
+def test_ranks_ties_and_order(make_cell, one):
+    cells = [
+        make_cell("worst", beaten=range(38)),
+        make_cell("b-tied", beaten=range(3)),
+        make_cell("best", beaten=range(2)),
+        make_cell("a-tied", beaten=range(3)),
+    ]
+    assert shown(one(cells)) == [(1, "best", 0.95), (1, "a-tied", 0.925), (1, "b-tied", 0.925), (4, "worst", 0.05)]
+
+
+def test_the_order_of_the_cells_does_not_matter(tables, varied):
+    expected = tables(varied)
+    for seed in range(5):
+        assert tables(varied, shuffle=seed) == expected
+
+
+def test_clean_errors_are_not_robust(make_cell, one):
+    (row,) = one([make_cell(beaten=[0, 1], wrong=[1, 2])]).rows
+    assert (row.clean.value, row.worst.value) == (38 / N, 37 / N)
+
+
+def test_a_missing_cell_costs_the_rank(make_cell, one):
+    table = one([make_cell("whole", "a"), make_cell("whole", "b", range(30)), make_cell("gap", "a")])
+    assert shown(table) == [(1, "whole", 0.25), (None, "gap", None)]
+    assert entries(table, "gap")["a"].value.value == 1.0
+    assert (entries(table, "gap")["b"].status, entries(table, "gap")["b"].notes) == ("missing", ("missing: not run",))
+
+
+@pytest.mark.parametrize("status", ["error", "timeout", "out-of-memory", "crashed", "missing"])
+def test_a_failed_cell_is_shown_and_costs_the_rank(make_cell, one, status):
+    table = one([make_cell("x", "a"), make_cell("x", "b", status=status, reason="the reason"), make_cell("y", "a", range(9))])
+    assert [row.rank for row in table.rows] == [None, None]  # y lacks b, which counts as an attack of the table
+    entry = entries(table, "x")["b"]
+    assert (entry.status, entry.value, entry.notes) == (status, None, (f"{status}: the reason",))
+
+
+def test_a_partial_cell_is_no_result(make_cell, one):
+    cell = make_cell("x", "b", range(3), n=16, status="partial")
+    table = one([make_cell("x", "a"), cell])
+    entry = entries(table, "x")["b"]
+    assert (entry.status, entry.progress, entry.value) == ("partial", "16/40", None)
+    assert table.rows[0].worst is None
+    assert (table.rows[0].forwards, table.n) == (20, N)
+
+
+def test_a_table_of_failures_alone(make_cell, one):
+    table = one([make_cell(status="error", reason="no")])
+    (row,) = table.rows
+    assert (row.rank, row.clean, row.worst, row.forwards, row.seconds, table.n) == (None, None, None, None, None, N)
+
+
+def test_done_without_examples_is_an_error(make_cell, one):
+    empty = replace(make_cell(attack="b"), arrays={})
+    table = one([make_cell(attack="a"), empty])
+    assert entries(table, "d")["b"].status == "error"
+    assert table.rows[0].rank is None
+
+
+def test_an_attack_that_does_not_apply_costs_nothing(make_cell, one):
+    cells = [make_cell("x", "a"), make_cell("x", "b", range(20)), make_cell("y", "a", range(2))]
+    table = one(cells, not_applicable={("y", "b"): "no gradient"})
+    assert shown(table) == [(1, "y", 0.95), (2, "x", 0.5)]
+    assert (entries(table, "y")["b"].status, entries(table, "y")["b"].notes) == (
+        "not-applicable",
+        ("does not apply: no gradient",),
+    )
+
+
+def test_a_result_outweighs_not_applicable(make_cell, one):
+    table = one([make_cell("x", "a", range(4))], not_applicable={("x", "a"): "no"})
+    assert entries(table, "x")["a"].value.value == 0.9
+
+
+def test_nothing_but_attacks_that_do_not_apply_is_no_rank(make_cell, one):
+    cells = [make_cell("x", "a"), make_cell("y", "a", status="missing")]
+    table = one(cells, not_applicable={("y", "a"): "no"})
+    assert shown(table) == [(1, "x", 1.0), (None, "y", None)]
+
+
+def test_flags_keep_the_number_and_cost_the_rank(make_cell, one):
+    table = one([make_cell("x"), make_cell("y", beaten=range(10))], flags={"x": ["gradients are zero"]})
+    assert shown(table) == [(1, "y", 0.75), (None, "x", 1.0)]
+    assert table.rows[1].flags == ("gradients are zero",)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_clean_predictions_that_change(make_cell, one, stochastic):
+    cells = [
+        make_cell(attack="a", wrong=[0, 1], stochastic=stochastic),
+        make_cell(attack="b", wrong=[1, 2], stochastic=stochastic),
+    ]
+    (row,) = one(cells).rows
+    said = "unstable clean predictions: 2 examples right in one cell and wrong in another"
+    assert row.worst.value == 37 / N
+    assert (row.rank is None) is (not stochastic)
+    assert (row.notes if stochastic else row.flags)[0].startswith(said)
+    assert len(row.notes) + len(row.flags) == 1
+
+
+def test_refused_proposals_are_told(make_cell, one):
+    cell = make_cell(rejected={0: 1, 1: 9, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7}, unstable=2)
+    assert one([cell]).rows[0].entries[0].notes == (
+        "1 proposal not finite, judged not adversarial",
+        "2 proposals outside the box, judged not adversarial",
+        "3 proposals outside the threat model, judged not adversarial",
+        "4 proposals of wrong shape or dtype, judged not adversarial",
+        "5 proposals missing since the attack raised an error, judged not adversarial",
+        "7 proposals on which the defense's logits are not finite, judged not adversarial",
+        "2 examples beaten in the search but not on the judge's fresh passes",
+    )
+    assert one([make_cell(rejected={1: 20, 7: 20})]).rows[0].entries[0].notes == ()
+
+
+def test_costs_are_sums_over_done_cells(make_cell, one):
+    cells = [make_cell(attack="a", seconds=2.0), make_cell(attack="b", seconds=0.5), make_cell(attack="c", status="error")]
+    (row,) = one(cells).rows
+    assert (row.forwards, row.backwards, row.seconds) == (40, 20, 2.5)
+
+
+def test_a_minimal_norm_cell_enters_every_table_of_its_norm(make_cell, tables):
+    sizes = [0.02 * (i + 1) for i in range(20)]
+    cells = [
+        make_cell("x", "fmn", range(20), sizes=sizes, threat="linf"),
+        make_cell("x", "pgd", range(2), threat="linf:0.1"),
+        make_cell("x", "pgd", range(12), threat="linf:0.2"),
+        make_cell("x", "pgd", range(9), threat="l2:1"),
+    ]
+    found = {str(t.threat): t for t in tables(cells)}
+    assert list(found) == ["linf:0.1", "linf:0.2", "l2:1"]
+    assert [a.label for a in found["l2:1"].attacks] == ["pgd"]
+    for eps, beaten in (("0.1", 5), ("0.2", 12)):  # up to 0.1: five sizes, of which pgd broke two as well
+        table = found[f"linf:{eps}"]
+        fmn = entries(table, "x")["fmn"]
+        assert fmn.value.value == pytest.approx(1 - sum(s <= float(eps) + 1e-9 for s in sizes) / N)
+        assert table.rows[0].worst.value == pytest.approx(1 - beaten / N if eps == "0.1" else 1 - 12 / N)
+        assert fmn.median.value == sizes[-1]
+        assert entries(table, "x")["pgd"].median is None
+
+
+def test_minimal_norm_cells_alone_make_no_table_but_are_reported(make_cell, tables):
+    cells = [make_cell("x", "fmn", range(20), threat="linf")]
+    said = []
+    assert tables(cells, note=said.append) == []
+    assert len(said) == 1
+    assert "digits in linf" in said[0]
+    assert "no radius is known" in said[0]
+
+
+def test_radii_can_be_given_for_minimal_norm_cells(make_cell, tables):
+    cells = [make_cell("x", "fmn", range(20), sizes=0.1, threat="linf")]
+    wanted = [Threat.parse(t) for t in ("linf:0.05", "linf:8/255", "linf:0.1", "l2:0.5")]
+    found = tables(cells, threats=wanted)
+    assert [(str(t.threat), t.rows[0].worst.value) for t in found] == [
+        ("linf:8/255", 1.0),
+        ("linf:0.05", 1.0),
+        ("linf:0.1", 0.5),
+    ]
+
+
+def test_equal_radii_are_one_table_however_they_are_written(make_cell, one):
+    cells = [make_cell("x", threat="linf:0.50"), make_cell("y", threat="linf:1/2"), make_cell("z", threat="linf:0.5")]
+    for seed in range(4):
+        table = one(cells, shuffle=seed)
+        assert (str(table.threat), len(table.rows)) == ("linf:0.5", 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": "mnist"},
+        {"subset": "t" * 64},
+        {"protocol": {"version": 2}},
+        {"protocol": {"name": "standard"}},
+        {"protocol": {"eot": 20}},
+        {"protocol": {"n": 12}},
+        {"seed": 1},
+        {"threat": "linf:0.3"},
+        {"threat": "l2:0.15"},
+    ],
+)
+def test_what_was_asked_differently_is_never_ranked_together(make_cell, tables, other):
+    found = tables([make_cell("x"), make_cell("y", **other)])
+    assert [[row.defense for row in t.rows] for t in found] in ([["x"], ["y"]], [["y"], ["x"]])
+
+
+def test_versions_and_weights_of_one_name_are_told_apart(make_cell, one):
+    cells = [make_cell("x", weights=w) for w in ("a" * 64, "b" * 64)] + [make_cell("y", version=v) for v in (1, 2)]
+    labels = [row.defense for row in one(cells).rows]
+    assert labels == ["x (weights aaaaaaaa)", "x (weights bbbbbbbb)", "y (version 1)", "y (version 2)"]
+
+
+def test_plugins_that_share_a_name_are_told_apart(make_cell, one):
+    mine, theirs = make_cell("x"), make_cell("x")
+    theirs = replace(theirs, key="0", spec=theirs.spec | {"attack": theirs.spec["attack"] | {"id": "lab/a"}})
+    hidden = replace(mine, key="1", spec=mine.spec | {"defense": mine.spec["defense"] | {"differentiable": False}})
+    table = one([mine, theirs, hidden])
+    assert [a.label for a in table.attacks] == ["a (lab/a)", "a (rbl/a)"]
+    names = sorted(row.defense for row in table.rows)
+    assert len(set(names)) == 2
+    assert all(name.startswith("x #") for name in names)
+
+
+def test_a_done_cell_wins_over_a_failed_one_of_the_same_place(make_cell, one):
+    for status in ("crashed", "error"):
+        failed = make_cell(status=status, threat="linf:.15")
+        assert one([failed, make_cell()]).rows[0].rank == 1
+        assert one([make_cell(), failed]).rows[0].rank == 1
+
+
+def test_different_examples_in_one_row_are_no_worst_case(make_cell, one):
+    table = one([make_cell(attack="a"), make_cell(attack="b", index=range(1, N + 1)), make_cell("y", "a"), make_cell("y", "b")])
+    assert shown(table) == [(1, "y", 1.0), (None, "d", None)]
+    assert "different examples" in table.rows[1].flags[0]
+
+
+def test_different_examples_in_two_rows_are_not_compared(make_cell, one):
+    table = one([make_cell("x"), make_cell("y", beaten=[0], index=range(1, N + 1))])
+    assert shown(table) == [(1, "x", 1.0), (None, "y", 0.975)]
+    assert table.rows[1].flags == ("judged on other examples than x",)
+
+
+def test_references_come_from_the_caller(make_cell, one):
+    table = one([make_cell("x")], reference=lambda kind, identifier: f"doi:10.1000/{kind}/{identifier}")
+    assert table.rows[0].reference == "doi:10.1000/defense/rbl/x"
+
+
+def test_metrics_are_the_ones_that_are_asked_for(make_cell, one):
+    def find(identifier):
+        return (
+            (lambda cells, threat: MetricValue(value=0.25, n=len(cells))) if identifier == "lab/w" else find_metric(identifier)
+        )
+
+    (row,) = one([make_cell(beaten=[1])], metric=find, metrics=Metrics(worst="lab/w")).rows
+    assert row.worst == MetricValue(value=0.25, n=1)
+
+
+def failing(identifier, outcome):
+    """All metrics, but one that raises or returns ``outcome``."""
+
+    def wrong(cell, threat):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return lambda asked: wrong if asked == identifier else find_metric(asked)
+
+
+@pytest.mark.parametrize("outcome", [ZeroDivisionError("division"), 0.5, UsageError("refused")])
+@pytest.mark.parametrize("name", ["clean-accuracy", "robust-accuracy", "worst-case"])
+def test_a_failing_metric_is_never_a_score(make_cell, one, name, outcome):
+    table = one([make_cell()], metric=failing(f"rbl/{name}", outcome))
+    (row,) = table.rows
+    assert row.rank is None
+    assert row.worst is None
+    said = " ".join(row.flags) + " ".join(row.entries[0].notes)
+    assert ("refused" if isinstance(outcome, UsageError) else f"metric rbl/{name}") in said
+
+
+def test_a_failing_cost_costs_its_own_number(make_cell, one):
+    (row,) = one([make_cell()], metric=failing("rbl/seconds", ValueError("no clock"))).rows
+    assert (row.rank, row.seconds, row.forwards) == (1, None, 20)
+    assert row.entries[0].notes == ("metric rbl/seconds failed: ValueError: no clock",)
+
+
+def test_a_metric_that_is_no_number_is_none(make_cell, one):
+    cells = [make_cell("x", "fmn", wrong=range(N), threat="linf"), make_cell("x", "pgd", wrong=range(N))]
+    (row,) = one(cells).rows
+    assert (row.entries[0].median, row.worst.value, row.clean.value) == (None, 0.0, 0.0)
+
+
+def damaged(cell, part, key):
+    return replace(cell, spec=cell.spec | {part: {k: v for k, v in cell.spec[part].items() if k != key}})
+
+
+def test_records_that_cannot_be_read_are_told_and_skipped(make_cell, one):
+    sound = make_cell("x")
+    lacking = replace(sound, key="3", arrays={k: v for k, v in sound.arrays.items() if k != "unstable"})
+    wrong = replace(sound, key="4", spec=sound.spec | {"threat": "union"})
+    said = []
+    cells = [sound, damaged(replace(sound, key="1"), "defense", "label"), damaged(replace(sound, key="2"), "dataset", "id")]
+    table = one([*cells, lacking, wrong], note=said.append)
+    assert [row.rank for row in table.rows] == [1]
+    assert [text.partition(" is in no table: ")[0] for text in said] == [f"cell {i}" for i in "1234"]
+    assert ["lacks label" in said[0], "lacks id" in said[1], "unstable" in said[2], "union" in said[3]] == [True] * 4
+
+
+def test_texts_from_plugins_lose_control_characters(make_cell, one):
+    cell = make_cell("x\x1b[31m\u202e", "a\nb", status="error", reason="one\r\ntwo\x00\ud800" + "y" * 5000)
+    table = one([cell])
+    assert (table.rows[0].defense, table.attacks[0].label) == ("x[31m", "a b")
+    (note,) = table.rows[0].entries[0].notes
+    assert note.startswith("error: one twoy")
+    assert len(note) <= 400
+
+
+def test_union_threats_have_their_own_table(make_cell, tables):
+    union = "union:linf:0.03+l2:0.5"
+    found = tables(
+        [make_cell("x", threat=union), make_cell("y", threat="union:l2:.5+linf:0.03"), make_cell("z", threat="l2:0.5")]
+    )
+    assert [(t.threat.norm, len(t.rows)) for t in found] == [("l2", 1), ("union", 2)]
+
+
+def test_memory_holds_what_tables_need_only(make_cell):
+    """Four arrays per cell are kept, and the list of examples once for all cells."""
+    n = 2000
+    meter = Meter(Metrics(), find_metric)
+    (group,) = collect((make_cell("x", f"a{i}", n=n) for i in range(6)), Metrics(), meter, print)
+    assert {frozenset(k.cell.arrays) for k in group.cells} == {frozenset({"index", "clean_correct", "success", "size"})}
+    assert len({id(k.cell.arrays["index"]) for k in group.cells}) == 1
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    kept = collect((make_cell("x", f"b{i}", n=n) for i in range(50)), Metrics(), meter, print)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(kept[0].cells) == 50
+    assert (after - before) / 50 < 14 * n  # 10 bytes per example and some for specs; a whole cell has over 30
+
+
+def test_infinite_medians_survive(make_cell, one):
+    cells = [make_cell("x", "fmn", range(3), threat="linf"), make_cell("x", "pgd")]
+    assert one(cells).rows[0].entries[0].median.value == math.inf
+    assert np.isfinite(one(cells).rows[0].worst.value)
