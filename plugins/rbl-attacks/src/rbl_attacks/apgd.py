@@ -114,8 +114,7 @@ class _Climb:
         if not len(self.left):
             return
         current = previous = self.start[self.left]
-        loss, gradient = self._look(current)
-        self._keep(current, loss, gradient)
+        loss, gradient = self._climb_from(current)
         schedule = self._schedule(steps, loss, current)
         for number in range(steps):
             alive = ~self.target.broken[self.left]
@@ -131,8 +130,10 @@ class _Climb:
                 push = schedule.momentum * (moved - current) + (1 - schedule.momentum) * (current - previous)
                 moved = self.threat.project(x, current + push)
             current, previous = moved, current
-            loss, gradient = self._look(current, last=number + 1 == steps)
-            self._keep(current, loss, gradient)
+            if number + 1 == steps:
+                self._try(current)
+                return
+            loss, gradient = self._climb_from(current)
             back = schedule.observe(loss, self.best_loss[self.left], self.best[self.left] - x)
             if back is not None:
                 mask = per_image(back, current)
@@ -143,23 +144,26 @@ class _Climb:
         """One forward pass at the point that the best gradient points to."""
         self.left = (~self.target.broken).nonzero()[:, 0]
         if len(self.left):
-            point = linear_optimum(self.x[self.left], self.best_gradient[self.left], self.threat)
-            loss, gradient = self._look(point, last=True)
-            self._keep(point, loss, gradient)
+            self._try(linear_optimum(self.x[self.left], self.best_gradient[self.left], self.threat))
 
     def _schedule(self, steps: int, loss: Tensor, start: Tensor) -> Schedule:
         if self.threat.norm != "l1":
             return Euclidean(steps, self.threat.eps, loss, norm=self.threat.norm, rho=self.attack.rho)
         return Sparse(steps, self.threat.eps, start - self.x[self.left], given=self.given)
 
-    def _look(self, points: Tensor, *, last: bool = False) -> tuple[Tensor, Tensor]:
-        y = self.y[self.left]
-        if last:
-            return self.attack.loss(self.target.logits(points, self.left), y), torch.zeros_like(points)
-        _, loss, gradient = self.target.loss_and_grad(points, self.attack.loss, y, index=self.left)
+    def _climb_from(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (n,) and gradient at points of the rows that are left."""
+        _, loss, gradient = self.target.loss_and_grad(points, self.attack.loss, self.y[self.left], index=self.left)
+        better = self._keep(points, loss)
+        self.best_gradient[self.left[better]] = gradient[better]
         return loss, gradient
 
-    def _keep(self, points: Tensor, loss: Tensor, gradient: Tensor) -> None:
+    def _try(self, points: Tensor) -> None:
+        """Evaluate points from which nothing starts any more: no gradient is needed."""
+        self._keep(points, self.attack.loss(self.target.logits(points, self.left), self.y[self.left]))
+
+    def _keep(self, points: Tensor, loss: Tensor) -> Tensor:
         better = loss > self.best_loss[self.left]
         rows = self.left[better]
-        self.best[rows], self.best_loss[rows], self.best_gradient[rows] = points[better], loss[better], gradient[better]
+        self.best[rows], self.best_loss[rows] = points[better], loss[better]
+        return better
