@@ -265,6 +265,7 @@ def run_shard(
         key=f"{key}|defense",
         ids=numbers[rows],
         eot=protocol["eot"],
+        confirm=protocol["eval_draws"],
         attack=attack.label,
     )
     rng = Randomness(f"{key}|attack", numbers[rows])

@@ -6,6 +6,7 @@ was shown inside the threat model, so that nothing found is lost. It judges noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,9 @@ _ALLOWED = {
     "transfer": frozenset({"decision"}),
     "none": frozenset[str](),
 }
+
+# Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
+Confirm = Callable[[Tensor, Tensor], Tensor]
 
 # Stands for the rows of a call that did not say which examples its inputs belong to.
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -45,6 +49,7 @@ class Ledger:
         self.forwards = torch.zeros_like(self.queries)
         self.backwards = torch.zeros_like(self.queries)
         self.draws = torch.zeros_like(self.queries)
+        self.confirmations = torch.zeros_like(self.queries)
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
         self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
         self.best = x.clone()
@@ -67,8 +72,11 @@ class Ledger:
             )
         self.queries = after
 
-    def remember(self, rows: Tensor | None, x: Tensor, scores: Tensor) -> None:
-        """Keep every point of ``x`` that is misclassified, inside the threat model, and better than what is known."""
+    def remember(self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None) -> None:
+        """Keep every point of ``x`` that is misclassified, inside the threat model, and better than what is known.
+
+        confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not.
+        """
         y = self.y if rows is None else self.y[rows]
         new = misclassified(scores, y, self.rejects)
         if not self.minimal:
@@ -81,8 +89,11 @@ class Ledger:
         size = self.threat.size(clean, points)
         inside = self.threat.contains(clean, points) & self.threat.in_box(points)
         better = inside & (size < self.size[owner])
-        at, owner, points, size = at[better], owner[better], points[better], size[better]
-        if not len(at):
+        owner, points, size = owner[better], points[better], size[better]
+        if confirmed is not None and len(owner):
+            stays = confirmed(owner, points)
+            owner, points, size = owner[stays], points[stays], size[stays]
+        if not len(owner):
             return
         if rows is not None:  # an example may stand in several rows: the smallest of its points, then the first
             order = size.argsort(stable=True)
@@ -98,8 +109,12 @@ class Ledger:
 class Target:
     """One attack's view of one defense on N examples. Calls take n inputs; ``index`` (n,) says which examples they are.
 
-    Without ``index`` the inputs are all N examples in order. Raises AccessError for more than the declared access,
-    BudgetExceeded at the query budget, PluginError where ``index`` does not fit. All inputs are (n, C, H, W) in [0, 1].
+    Without ``index`` the inputs are all N examples in order. On a stochastic defense a call averages ``eot`` draws, and an
+    example counts as beaten when its point is also misclassified on the mean of ``confirm`` further draws: otherwise the
+    luckiest of many queries would end an attack that the judge then finds to have failed.
+
+    Raises AccessError for more than the declared access, BudgetExceeded at the query budget, PluginError where ``index``
+    does not fit. All inputs are (n, C, H, W) in [0, 1].
     """
 
     def __init__(
@@ -111,6 +126,7 @@ class Target:
         key: str,
         ids: Tensor,
         eot: int = 1,
+        confirm: int = 0,
         rows: Tensor | None = None,
         attack: str = "the attack",
     ) -> None:
@@ -120,6 +136,7 @@ class Target:
         self._key = key
         self._ids = ids
         self._eot = eot if deployed.stochastic else 1
+        self._confirm = confirm if deployed.stochastic else 0
         self._rows = rows
         self._attack = attack
 
@@ -219,6 +236,7 @@ class Target:
             key=self._key,
             ids=self._ids,
             eot=self._eot,
+            confirm=self._confirm,
             rows=inner,
             attack=self._attack,
         )
@@ -276,7 +294,17 @@ class Target:
         if rows is NOBODY:
             return
         _add(self._ledger.forwards, rows, passes)
-        self._ledger.remember(rows, x, scores)
+        self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None)
+
+    def _confirmed(self, owner: Tensor, x: Tensor) -> Tensor:
+        """(n,) bool: whether points stay misclassified on draws of their own, which the attack never sees."""
+        ledger = self._ledger
+        draw = ledger.confirmations[owner] + _occurrence(owner) * self._confirm
+        key = f"{self._key}|confirm"
+        scores = self._deployed.scores(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
+        _add(ledger.confirmations, owner, self._confirm)
+        _add(ledger.forwards, owner, self._confirm)
+        return misclassified(scores, ledger.y[owner], ledger.rejects)
 
     def _count_backward(self, rows: Tensor | None) -> None:
         if rows is not NOBODY:

@@ -306,6 +306,39 @@ def test_draws_do_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None
     assert torch.allclose(both[0], whole.logits(x)[2], atol=1e-6)
 
 
+def test_a_lucky_query_is_no_success_where_points_are_confirmed(images: Tensor) -> None:
+    """The clean image, asked for 200 times: single draws flip now and then, the mean over 64 draws does not."""
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=3.0)
+    x = images[:40]
+    y = model.base(x).argmax(1)
+    easy = (model.base(x)[:, 0] - model.base(x)[:, 1]).abs() < 2
+    x, y = x[~easy], y[~easy]
+    found = {}
+    for confirm in (0, 64):
+        target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, access="scores", confirm=confirm)
+        for _ in range(200):
+            target.logits(x)
+        found[confirm] = target
+    assert found[0].broken.any()
+    assert not found[64].broken.any()
+    extra = found[64].forwards - 200
+    assert (extra % 64 == 0).all()
+    assert (extra[found[0].broken] >= 64).all()
+
+
+def test_confirmation_does_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=1.0)
+    x = images[:30]
+    y = 1 - model.base(x).argmax(1)
+    whole, _ = make_target(model, x, y, "linf:0.1", stochastic=True, confirm=2)
+    parts, _ = make_target(model, x, y, "linf:0.1", stochastic=True, confirm=2, micro_batch=7)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    whole.logits(x)
+    parts.logits(x[order], index=order)
+    assert torch.equal(whole.broken, parts.broken)
+    assert whole.forwards.tolist() == parts.forwards.tolist()
+
+
 def test_a_stochastic_defense_leaves_the_global_generator_alone(images: Tensor) -> None:
     class Global(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -105,6 +105,7 @@ def make_target(
     seed: int = 0,
     micro_batch: int | None = None,
     eot: int = 1,
+    confirm: int = 0,
     stochastic: bool = False,
     differentiable: bool = True,
     rejects: bool = False,
@@ -129,5 +130,5 @@ def make_target(
     )
     limits = Threat.parse(threat) if isinstance(threat, str) else threat
     ledger = Ledger(x, y, limits, minimal=goal == "minimal-norm", rejects=rejects, budget=budget)
-    target = Target(deployed, ledger, access=access, key=f"{seed}|defense", ids=numbers, eot=eot)
+    target = Target(deployed, ledger, access=access, key=f"{seed}|defense", ids=numbers, eot=eot, confirm=confirm)
     return target, Randomness(f"{seed}|attack", numbers)

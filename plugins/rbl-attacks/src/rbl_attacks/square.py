@@ -154,15 +154,19 @@ def _move_mass(x: Tensor, current: Tensor, threat: Threat, rng: Randomness, quer
     return threat.project(x, x + (on_sphere(delta, "l2", threat.eps) if norm == "l2" else delta))
 
 
+def _corner(draw: Tensor, size: int, window: int) -> Tensor:
+    """(n, 1) first row of a window, uniform over all that fit; draw: (n,) uniform in [0, 1)."""
+    return (draw * (size - window + 1)).long()[:, None]
+
+
 def _place(draw: Tensor, size: int, window: int) -> Tensor:
-    """(n, window) the rows that a window of a random position takes; draw: (n,) uniform in [0, 1)."""
-    corner = (draw * (size - window + 1)).long()
-    return corner[:, None] + torch.arange(window, device=draw.device)
+    """(n, window) the rows that a window at a random position takes."""
+    return _corner(draw, size, window) + torch.arange(window, device=draw.device)
 
 
 def _mask(draw: Tensor, size: int, window: int) -> Tensor:
-    """(n, size) bool: the rows that a window of a random position takes."""
-    corner = (draw * (size - window + 1)).long()[:, None]
+    """(n, size) bool: the rows that a window at a random position takes."""
+    corner = _corner(draw, size, window)
     place = torch.arange(size, device=draw.device)
     return (place >= corner) & (place < corner + window)
 
