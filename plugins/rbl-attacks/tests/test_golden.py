@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from rbl_attacks.apgd import APGDCE
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.pgd import PGD
 from rbl_attacks.square import Square
-from robustbench_lite import Randomness, Target, Threat
+from robustbench_lite import Randomness, Target, Threat, losses
 from robustbench_lite.testing import make_target
 
 Attack = Callable[[Target, Tensor, Tensor, Threat, Randomness], Tensor]
@@ -64,12 +65,24 @@ def test_the_networks_are_as_published() -> None:
     assert len(fixture("at")[1]) == pytest.approx(396, abs=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "threat", "published"),
-    [("std", "linf:0.12", 0.3725), ("std", "linf:0.2", 0.0350), ("at", "linf:0.12", 0.8475), ("at", "linf:0.2", 0.5625)],
-)
-def test_fgsm(name: str, threat: str, published: float) -> None:
+FGSM_PUBLISHED = [
+    ("std", "linf:0.12", 0.3725),
+    ("std", "linf:0.2", 0.0350),
+    ("at", "linf:0.12", 0.8475),
+    ("at", "linf:0.2", 0.5625),
+]
+
+
+@pytest.mark.parametrize(("name", "threat", "published"), FGSM_PUBLISHED)
+def test_fgsm_on_torch_cross_entropy(name: str, threat: str, published: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "cross_entropy", partial(F.cross_entropy, reduction="none"))
     assert robust_accuracy(name, threat, FGSM()) == pytest.approx(published, abs=1.1 * EXAMPLE)
+
+
+@pytest.mark.parametrize(("name", "threat", "published"), FGSM_PUBLISHED)
+def test_fgsm_on_accurate_gradients_is_no_weaker(name: str, threat: str, published: float) -> None:
+    """Torch's cross-entropy loses the gradient's direction where a network is confident; ours does not (see losses.py)."""
+    assert robust_accuracy(name, threat, FGSM()) <= published + EXAMPLE
 
 
 @pytest.mark.parametrize(
@@ -135,3 +148,24 @@ def test_square_with_the_reference_windows(name: str, threat: str, published: fl
     monkeypatch.setattr(square, "_corner", corner)
     found = [robust_accuracy(name, threat, Square(queries=1000), access="scores", seed=seed) for seed in range(3)]
     assert sum(found) / 3 == pytest.approx(published, abs=0.03)
+
+
+@pytest.mark.parametrize("threat", ["linf:0.15", "l2:1.0", "l1:4.0"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "square"])
+def test_the_size_of_micro_batches_changes_no_result(name: str, threat: str) -> None:
+    attack, access = {
+        "fgsm": (FGSM(), "gradient"),
+        "pgd": (PGD(steps=10), "gradient"),
+        "apgd-ce": (APGDCE(steps=10), "gradient"),
+        "square": (Square(queries=40), "scores"),
+    }[name]
+    model, x, y = (part[:24] if isinstance(part, Tensor) else part for part in fixture("at"))
+    limits = Threat.parse(threat)
+    points, predictions = [], []
+    for size in (1, 7, 64, 256):
+        target, rng = make_target(model, x, y, limits, access=access, micro_batch=size)
+        points.append(attack(target, x, y, limits, rng))
+        predictions.append(model(points[-1]).argmax(1))
+    for point, predicted in zip(points[1:], predictions[1:], strict=True):
+        assert torch.equal(predicted, predictions[0])
+        assert (point - points[0]).abs().max() <= 1e-6

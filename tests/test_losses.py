@@ -1,0 +1,67 @@
+"""Losses against their definitions, and where float32 would spoil them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from robustbench_lite import losses
+
+VECTOR = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
+
+
+@pytest.mark.parametrize(("label", "margin", "dlr"), [(0, -2.0, -2 / 3), (1, 2.0, 2 / 3), (2, 3.0, 1.0)])
+def test_margin_and_dlr_by_hand(label: int, margin: float, dlr: float) -> None:
+    y = torch.tensor([label])
+    assert losses.margin(VECTOR, y).item() == pytest.approx(margin)
+    assert losses.dlr(VECTOR, y).item() == pytest.approx(dlr)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 20), scale=st.floats(0.1, 5))
+def test_cross_entropy_is_torchs(seed: int, classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(6, classes, generator=generator)).requires_grad_()
+    y = torch.randint(0, classes, (6,), generator=generator)
+    ours, theirs = losses.cross_entropy(logits, y), F.cross_entropy(logits.double(), y, reduction="none")
+    assert torch.allclose(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    (grad,) = torch.autograd.grad(ours.sum(), logits, retain_graph=True)
+    (exact,) = torch.autograd.grad(theirs.sum(), logits)
+    assert torch.allclose(grad, exact, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("lead", [5.0, 15.0, 17.0, 30.0, 60.0, 85.0])
+def test_the_gradient_of_a_confident_prediction_keeps_its_digits(lead: float) -> None:
+    """In float64 it is -p for the label, p shared by the others; float32 must agree to five digits, not just be non-zero."""
+    logits = torch.tensor([[lead, 0.5, 0.0]], requires_grad=True)
+    y = torch.tensor([0])
+    (grad,) = torch.autograd.grad(losses.cross_entropy(logits, y).sum(), logits)
+    others = torch.tensor([0.5, 0.0], dtype=torch.float64).logsumexp(0)
+    wrong = torch.sigmoid(others - lead).item()
+    assert grad[0, 0].item() == pytest.approx(-wrong, rel=1e-5)
+    assert grad.sum().item() == pytest.approx(0, abs=1e-5 * wrong)
+
+
+def gradient_direction(loss: Tensor, logits: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    return F.normalize(grad, dim=1)
+
+
+@pytest.mark.parametrize("name", ["margin", "dlr"])
+def test_margins_do_not_saturate(name: str) -> None:
+    logits = (1e4 * VECTOR).requires_grad_()
+    assert (gradient_direction(getattr(losses, name)(logits, torch.tensor([0])), logits) != 0).any()
+
+
+@given(shift=st.floats(-50, 50), scale=st.floats(0.1, 100))
+def test_dlr_knows_no_shift_and_no_scale(shift: float, scale: float) -> None:
+    y = torch.tensor([0])
+    assert losses.dlr(scale * VECTOR + shift, y).item() == pytest.approx(losses.dlr(VECTOR, y).item(), rel=1e-3)
+
+
+def test_dlr_needs_three_classes() -> None:
+    with pytest.raises(ValueError, match="at least 3 classes"):
+        losses.dlr(torch.zeros(1, 2), torch.tensor([0]))

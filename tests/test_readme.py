@@ -1,0 +1,69 @@
+"""The README keeps its word: its table is the committed one, its plugin works when pasted, its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from robustbench_lite.cli import COMMANDS
+from tests.support import rbl, rbl_json
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_its_table_is_the_committed_leaderboard() -> None:
+    shown = re.search(r"<!-- table: (\S+) -->\n(.*?)<!-- end of table -->", README, flags=re.DOTALL)
+    assert shown is not None
+    table, committed = shown[2].strip(), (ROOT / shown[1]).read_text(encoding="utf-8")
+    assert table.count("\n") >= 6
+    assert table in committed
+
+
+def test_its_commands_exist() -> None:
+    used = {words[1] for block in blocks("sh") for line in re.split("[\n;]", block) if len(words := _command(line)) > 1}
+    assert used
+    assert used <= set(COMMANDS)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {"leaderboard", "test"} <= set(targets)
+
+
+def _command(line: str) -> list[str]:
+    words = line.split("#")[0].split()
+    if words[:1] != ["rbl"]:
+        return []
+    return [words[0], *words[3:]] if words[1:2] == ["--plugin"] else words
+
+
+def test_its_plugin_works_when_pasted(tmp_path: Path) -> None:
+    code = blocks("python")[0]
+    assert len(code.strip().splitlines()) <= 36
+    (tmp_path / "momentum.py").write_text(code, encoding="utf-8")
+    plugin, store = tmp_path / "momentum.py", str(tmp_path / "store")
+    result = rbl_json(
+        "run", "--defense", "standard,pgd-at", "--attack", "mi-fgsm,fgsm", "--n", "64", plugin=plugin, RBL_STORE=store
+    )
+    (table,) = result["tables"]
+    robust = {
+        row["defense"]["label"]: {name: cell["robust_accuracy"]["value"] for name, cell in row["attacks"].items()}
+        for row in table["rows"]
+    }
+    assert robust["standard"]["mi-fgsm"] < robust["pgd-at"]["mi-fgsm"]
+    assert robust["pgd-at"]["mi-fgsm"] <= robust["pgd-at"]["fgsm"]
+    rbl("check", "mi-fgsm", plugin=plugin)
+
+
+def test_the_plugin_of_the_readme_needs_no_torch_to_be_listed() -> None:
+    code = blocks("python")[0]
+    assert not re.search(r"^(import|from) torch", code, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_its_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
