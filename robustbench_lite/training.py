@@ -28,8 +28,10 @@ from robustbench_lite.weights import load_into
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Examples of the training split that are held out, to watch clean and robust accuracy without touching the test split.
+# Examples of the training split that are held out, to watch clean and robust accuracy without touching the test split: so many,
+# but no more than a fifth of it.
 HELD_OUT = 128
+SMALLEST_SPLIT = 10
 # The attack by which robust accuracy is watched during training.
 MONITOR_STEPS = 10
 
@@ -98,15 +100,18 @@ class TrainedDefense(ABC):
 
 @dataclass
 class TrainingResult:
-    """A trained module. history: per epoch; metrics: of the last epoch, on the held-out examples."""
+    """A trained module. held_out: how many examples were kept from training to watch it. history: per epoch."""
 
     module: nn.Module
     recipe: Recipe
+    held_out: int
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """loss, clean, robust (PGD-10 at the recipe's eps, where it has one): of the last epoch."""
+        """Of the last epoch: the training loss, and the accuracies on the held-out examples: clean, and robust (PGD-10 at the
+        recipe's eps, where it has one).
+        """
         return {k: v for k, v in self.history[-1].items() if k != "epoch"}
 
 
@@ -120,23 +125,30 @@ def train(
 ) -> TrainingResult:
     """Train a defense. progress: told of each epoch: epoch, epochs, loss, clean, robust.
 
-    Raises MissingData where the data set has no training split, RblError where the loss is not finite.
+    Raises MissingData where the data set has no training split, or one of fewer than ten examples; RblError where the loss is
+    not finite.
     """
     if bundle.train is None:
         raise MissingData(
             f"data set {bundle.info.name} has no training split", hint="give it one (x_train and y_train), or other weights"
+        )
+    if len(bundle.train) < SMALLEST_SPLIT:
+        raise MissingData(
+            f"the training split of {bundle.info.name} has {len(bundle.train)} examples",
+            hint=f"give it at least {SMALLEST_SPLIT}, or other weights",
         )
     recipe = defense.recipe(bundle.info)
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         module = defense.architecture(bundle.info).to(device)
         order = torch.randperm(len(bundle.train))
-        watched, rest = order[: min(HELD_OUT, len(order) // 5)], order[min(HELD_OUT, len(order) // 5) :]
+        held_out = min(HELD_OUT, len(order) // 5)
+        watched, rest = order[:held_out], order[held_out:]
         watch_x, watch_y = (t.to(device) for t in fetch(bundle.train, watched.tolist()))
         optimiser = torch.optim.SGD(
             module.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
         )
-        result = TrainingResult(module, recipe)
+        result = TrainingResult(module, recipe, held_out)
         for epoch in range(recipe.epochs):
             loss = _epoch(defense, bundle, rest, epoch, optimiser, result, device)
             result.history.append({"epoch": epoch + 1, "loss": loss} | _watch(module, watch_x, watch_y, recipe))
@@ -227,13 +239,14 @@ def craft(
 
 @contextmanager
 def in_mode(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
-    """Put a model into a mode, and back into its own afterwards."""
-    was = model.training
+    """Put a model into a mode, and each of its modules back into its own afterwards: some may be frozen in evaluation mode."""
+    were = [(module, module.training) for module in model.modules()]
     model.train(mode == "train")
     try:
         yield
     finally:
-        model.train(was)
+        for module, was in were:
+            module.training = was
 
 
 def augment(x: Tensor, *, shift: int, flip: bool) -> Tensor:
@@ -265,7 +278,7 @@ def model_card(
         "recipe": asdict(result.recipe),
         "dataset": {"name": bundle.info.name, "fingerprint": bundle.fingerprint},
         "seed": seed,
-        "held_out": {"n": HELD_OUT, **result.metrics},
+        "held_out": {"n": result.held_out, **result.metrics},
         "history": [{k: round(v, 4) for k, v in epoch.items()} for epoch in result.history],
         "threads": torch.get_num_threads(),
         "packages": {"python": platform.python_version()}

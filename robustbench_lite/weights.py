@@ -8,10 +8,12 @@ is refused for other parameters or another data set than it was trained with.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -95,9 +97,10 @@ def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: s
                 f"{path} was trained on {card.get('dataset', {}).get('name')}, not on {dataset}",
                 hint=f"rbl train {entry.spec.name} --dataset {dataset}",
             )
-        differing = [k for k in sorted({*asked, *card["parameters"]}) if asked.get(k) != card["parameters"].get(k)]
+        made = card.get("parameters", {})
+        differing = [k for k in sorted({*asked, *made}) if asked.get(k) != made.get(k)]
         if differing:
-            trained = ", ".join(f"{k}={card['parameters'].get(k)}" for k in differing)
+            trained = ", ".join(f"{k}={made.get(k)}" for k in differing)
             raise UsageError(
                 f"{path} was trained with other parameters than asked for: {trained}",
                 hint="ask for these parameters, or train with yours: rbl train",
@@ -117,7 +120,9 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads(text)
     except (SafetensorError, ValueError, OSError) as error:
         raise UsageError(f"{path} is no readable safetensors file: {error}", hint="train or fetch it again") from None
-    return dict(card)
+    if not isinstance(card, dict):
+        raise UsageError(f"the model card in {path} is no JSON object", hint="train or fetch it again")
+    return card
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def save_weights(path: Path, state: Mapping[str, Any], card: Mapping[str, Any]) 
     from safetensors.torch import save
 
     make_folder(path.parent)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     data = save(tensors, metadata={"card": json.dumps(card, sort_keys=True)})
     digest = hashlib.sha256(data).hexdigest()
     write_file(path, data)
@@ -160,13 +165,13 @@ def save_weights(path: Path, state: Mapping[str, Any], card: Mapping[str, Any]) 
 
 def download(url: str, sha256: str, home: Path) -> Path:
     """Fetch a file once, check its sha256, and keep it under ``home``. Raises MissingWeights where that fails."""
-    target = home / "weights" / "downloads" / f"{sha256}{Path(url).suffix or '.safetensors'}"
+    target = home / "weights" / "downloads" / f"{sha256}{Path(urllib.parse.urlsplit(url).path).suffix or '.safetensors'}"
     if target.is_file() and file_hash(target) == sha256:
         return target
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             data: bytes = answer.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise MissingWeights(
             f"weights could not be fetched from {url}: {error}", hint=f"fetch the file by other means and put it at {target}"
         ) from None

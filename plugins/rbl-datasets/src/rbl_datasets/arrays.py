@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +21,8 @@ class Arrays:
     """Images and labels from an .npz file with x_test, y_test and, for training, x_train, y_train.
 
     path: the file; or a name such as ``cifar10`` for ``$RBL_DATA/cifar10/cifar10.npz`` or ``$RBL_DATA/cifar10.npz``. Images are
-    (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 in [0, 255] or float in [0, 1]; labels are whole numbers from 0. classes: an
-    optional array of names in the file. layout: where it cannot be told which axis is the channel.
+    (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 in [0, 255] or float in [0, 1]; labels are whole numbers from 0 without gaps,
+    unless an array ``classes`` in the file names every class. layout: where it cannot be told which axis is the channel.
     """
 
     path: str
@@ -45,14 +44,14 @@ class Arrays:
         return DatasetBundle(
             info=DatasetInfo(
                 name=file.stem.lower(),
-                classes=_classes(file, content, train, y_test),
+                classes=_classes(file, content, np.unique(y_test if train is None else np.concatenate([y_train, y_test]))),
                 shape=x_test.shape[1:],
                 mean=mean,
                 std=std,
             ),
             test=test,
             evaluation=range(len(y_test)),
-            fingerprint=hashlib.sha256(x_test.tobytes() + y_test.tobytes()).hexdigest(),
+            fingerprint=_fingerprint(x_test, y_test),
             train=train,
         )
 
@@ -78,9 +77,10 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             wanted = ("x_train", "y_train", "x_test", "y_test", "classes")
             return {key: archive[key] for key in wanted if key in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for a file that is damaged or none of theirs
         raise UsageError(
-            f"{file} cannot be read: {error}", hint=f"save it with numpy.savez(..., {KEYS}), without objects"
+            f"{file} cannot be read: {error or type(error).__name__}",
+            hint=f"save {KEYS} with numpy.savez(FILE, x_test=..., y_test=...), without objects",
         ) from None
 
 
@@ -121,11 +121,29 @@ def _channels_first(name: str, x: np.ndarray, layout: Layout) -> np.ndarray:
     return x if layout == "nchw" or (layout == "auto" and first) else x.transpose(0, 3, 1, 2)
 
 
-def _classes(file: Path, content: dict[str, np.ndarray], train: InMemory | None, y_test: np.ndarray) -> tuple[str, ...]:
-    highest = int(max(y_test.max(), content["y_train"].max() if train is not None else 0))
-    if "classes" not in content:
-        return tuple(map(str, range(highest + 1)))
-    names = tuple(map(str, content["classes"].tolist()))
-    if len(names) <= highest:
-        raise UsageError(f"{file}: {len(names)} names in classes, but labels up to {highest}")
+def _classes(file: Path, content: dict[str, np.ndarray], labels: np.ndarray) -> tuple[str, ...]:
+    """Names of the classes. labels: those that occur in either split, sorted."""
+    highest = int(labels[-1])
+    if "classes" in content:
+        names = tuple(map(str, content["classes"].tolist()))
+        if len(names) <= highest:
+            raise UsageError(f"{file}: {len(names)} names in classes, but labels up to {highest}")
+    else:
+        names = tuple(map(str, range(highest + 1)))
+        if len(labels) <= highest:
+            absent = next(k for k, label in enumerate(labels.tolist()) if k != label)
+            raise UsageError(
+                f"{file}: labels go up to {highest}, but no image has label {absent}",
+                hint="count labels from 0 without gaps, or name every class in an array 'classes'",
+            )
+    if len(names) < 2:
+        raise UsageError(f"{file} has one class only", hint="a defense is judged on at least two")
     return names
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """sha256 over what defenses are judged on: type, shape and bytes of the test images, and their labels."""
+    digest = hashlib.sha256(f"{images.dtype} {images.shape} ".encode())
+    digest.update(images.tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -21,10 +21,11 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".t
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Images in ``<path>/test/<class>/`` and, for training, ``<path>/train/<class>/``.
+    """Images of 8 bits in ``<path>/test/<class>/`` and, for training, ``<path>/train/<class>/``.
 
     path: the folder, itself or below the data folder (RBL_DATA). size: scale the shorter side to it and take the middle;
-    None where all images have one size already. channels: 3 for colour, 1 for grey.
+    None where all images have one size already. channels: 3 for colour, 1 for grey; images of the other kind are converted.
+    Names that begin with a dot are passed over.
     """
 
     path: str
@@ -39,17 +40,17 @@ class ImageFolder:
                 f"no folder {self.path}, here or in {root}", hint="image-folder[path=FOLDER] names an existing folder"
             )
         if not (folder / "test").is_dir():
-            raise UsageError(f"{folder} has no folder 'test'", hint="put images into <path>/test/<class>/")
+            raise MissingData(f"{folder} has no folder 'test'", hint="put images into <path>/test/<class>/")
         classes = _classes(folder / "test")
         test = Files(folder / "test", classes, self)
+        shape = test.shape
         train = None
         if (folder / "train").is_dir():
             if _classes(folder / "train") != classes:
                 raise UsageError(f"{folder}: train has classes {_classes(folder / 'train')}, test has {classes}")
-            train = Files(folder / "train", classes, self)
-        shape = tuple(test[0][0].shape)
+            train = Files(folder / "train", classes, self, shape)
         return DatasetBundle(
-            info=DatasetInfo(name=folder.name.lower(), classes=classes, shape=(shape[0], shape[1], shape[2])),
+            info=DatasetInfo(name=folder.name.lower(), classes=classes, shape=shape),
             test=test,
             evaluation=spread(test.files),
             fingerprint=test.fingerprint(),
@@ -58,41 +59,57 @@ class ImageFolder:
 
 
 class Files:
-    """Images of one split, read when they are asked for."""
+    """Images of one split, read when they are asked for. shape: (C, H, W) of each; that of the first where None."""
 
-    def __init__(self, folder: Path, classes: Sequence[str], settings: ImageFolder) -> None:
+    def __init__(
+        self, folder: Path, classes: Sequence[str], settings: ImageFolder, shape: tuple[int, int, int] | None = None
+    ) -> None:
         self._settings = settings
-        self.files = [
-            (file, label)
-            for label, name in enumerate(classes)
-            for file in sorted((folder / name).iterdir())
-            if file.suffix.lower() in ENDINGS
-        ]
-        if not self.files:
-            raise UsageError(f"no images in {folder}", hint=f"endings that are read: {', '.join(sorted(ENDINGS))}")
-        self._first: tuple[int, ...] | None = None
+        self.files: list[tuple[Path, int]] = []
+        for label, name in enumerate(classes):
+            found = [file for file in sorted((folder / name).iterdir()) if file.suffix.lower() in ENDINGS]
+            visible = [(file, label) for file in found if not file.name.startswith(".")]
+            if not visible:
+                raise UsageError(
+                    f"class {name!r} has no image in {folder / name}",
+                    hint=f"endings that are read: {', '.join(sorted(ENDINGS))}",
+                )
+            self.files += visible
+        self.shape = shape or self._size_of_first()
+
+    def _size_of_first(self) -> tuple[int, int, int]:
+        channels, height, width = self._read(self.files[0][0]).shape
+        return channels, height, width
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         file, label = self.files[index]
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB" if self._settings.channels == 3 else "L")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f"{file} is no image that can be read: {error}", hint="mend or remove the file") from None
-        if self._settings.size is not None:
-            image = _crop(image, self._settings.size)
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-        x = pixels[None] if self._settings.channels == 1 else pixels.permute(2, 0, 1).contiguous()
-        self._first = self._first or tuple(x.shape)
-        if tuple(x.shape) != self._first:
+        x = self._read(file)
+        if tuple(x.shape) != self.shape:
             raise UsageError(
-                f"{file} is {x.shape[1]}x{x.shape[2]}, other images are {self._first[1]}x{self._first[2]}",
+                f"{file} is {x.shape[1]}x{x.shape[2]}, other images are {self.shape[1]}x{self.shape[2]}",
                 hint="image-folder[path=...,size=224] makes them one size",
             )
         return x, label
+
+    def _read(self, file: Path) -> Tensor:
+        """(C, H, W) in [0, 1]. Raises UsageError, naming the file."""
+        try:
+            with Image.open(file) as opened:
+                depth = opened.mode
+                image = opened.convert("RGB" if self._settings.channels == 3 else "L")
+        except Exception as error:  # Pillow's readers raise many kinds for damaged files
+            raise UsageError(f"{file} is no image that can be read: {error}", hint="mend or remove the file") from None
+        if depth.startswith(("I", "F")):
+            raise UsageError(
+                f"{file} has pixels of mode {depth}, which Pillow would clip to 8 bits", hint="convert it to 8 bits per channel"
+            )
+        if self._settings.size is not None:
+            image = _crop(image, self._settings.size)
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+        return pixels[None] if self._settings.channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
     def fingerprint(self) -> str:
         """sha256 over the names, the labels and the contents of all files."""
@@ -114,9 +131,12 @@ def spread(files: Sequence[tuple[Path, int]]) -> list[int]:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    if not found:
-        raise UsageError(f"{folder} has no folders of classes", hint="put images into <path>/test/<class>/")
+    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(found) < 2:
+        raise UsageError(
+            f"{folder} has {len(found)} folders of classes; a defense is judged on at least two",
+            hint=f"put images into {folder.name}/<class>/",
+        )
     return found
 
 

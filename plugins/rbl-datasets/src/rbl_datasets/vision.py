@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rbl_datasets.memory import InMemory
 from robustbench_lite import DatasetBundle, DatasetInfo, MissingData, import_torchvision
 
-# Channel statistics of the training images, computed from them (MNIST, CIFAR) or as the field uses them (ImageNet).
+# Channel statistics as the field uses them; those of the other data sets are computed from their training images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Set to anything but 0, it keeps data sets from being downloaded.
+OFFLINE = "RBL_OFFLINE"
+# Seconds without an answer after which a download is given up.
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vision(ABC):
-    """A data set of torchvision that fits in memory.
+    """A data set of torchvision that fits in memory: read from the data folder, and downloaded into it where it is missing.
 
-    download: let torchvision download it, with its checksums, where it is missing.
+    torchvision checks what it downloads by md5, and CIFAR and SVHN each time they are read. RBL_OFFLINE=1 forbids downloads.
     """
-
-    download: bool = False
 
     @property
     @abstractmethod
@@ -37,12 +43,12 @@ class Vision(ABC):
 
     @property
     @abstractmethod
-    def looks_like(self) -> str:
-        """What must lie in the data folder, for messages."""
+    def files(self) -> str:
+        """What lies in the data folder, for messages."""
 
     @abstractmethod
-    def split(self, root: Path, train: bool) -> Any:
-        """Torchvision's data set object. Raises RuntimeError where files are missing or damaged."""
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        """Torchvision's data set object. Raises RuntimeError where files are missing, whatever else where they are damaged."""
 
     @abstractmethod
     def arrays(self, split: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -53,73 +59,87 @@ class Vision(ABC):
         return tuple(split.classes)
 
     def __call__(self, root: Path) -> DatasetBundle:
-        """The bundle. Raises MissingData, with what to do, where the files are absent."""
-        train, test = (self._load(root, train) for train in (True, False))
-        images, labels = self.arrays(test)
-        training = InMemory(*self.arrays(train))
+        """The bundle. Raises MissingData, with what to do, where the files are absent or damaged."""
+        (training, _), (test, split) = self._load(root, True), self._load(root, False)
+        classes = self.classes(split)
         mean, std = training.statistics()
+        images, labels = self.arrays(split)
         return DatasetBundle(
-            info=DatasetInfo(name=self.name, classes=self.classes(test), shape=images.shape[1:], mean=mean, std=std),
-            test=InMemory(images, labels),
-            evaluation=range(len(labels)),
+            info=DatasetInfo(name=self.name, classes=classes, shape=images.shape[1:], mean=mean, std=std),
+            test=test,
+            evaluation=range(len(test)),
             fingerprint=content_hash(images, labels),
             train=training,
         )
 
-    def _load(self, root: Path, train: bool) -> Any:
+    def _load(self, root: Path, train: bool) -> tuple[InMemory, Any]:
+        """One split, from the data folder or else from the network."""
         try:
-            return self.split(root, train)
-        except (RuntimeError, OSError) as error:
-            if self.download:
-                hint = f"check the network, or put the files there by other means: {root}/{self.looks_like}"
-            else:
-                hint = f"set RBL_DATA to a folder that holds {self.looks_like}, or use --dataset '{self.name}[download=true]'"
-            raise MissingData(f"{self.name} was not found in {root}: {str(error).splitlines()[0]}", hint=hint) from error
+            return self._open(root, train, download=False)
+        except Exception as error:  # torchvision raises many kinds for a damaged file: AssertionError, EOFError, ValueError...
+            reason = error
+        fix = f"put {self.files} into a folder and set RBL_DATA to it"
+        if os.environ.get(OFFLINE, "0") not in ("", "0"):
+            raise MissingData(
+                f"{self.name} cannot be read from {root}: {one_line(reason)}", hint=f"{fix}, or unset {OFFLINE} to download it"
+            ) from reason
+        try:
+            with patience():
+                return self._open(root, train, download=True)
+        except Exception as error:
+            raise MissingData(
+                f"{self.name} can be neither read from {root} nor downloaded: {one_line(error)}",
+                hint=f"{fix}; if files of an interrupted download lie in {root}, remove them and run the same command again",
+            ) from error
+
+    def _open(self, root: Path, train: bool, download: bool) -> tuple[InMemory, Any]:
+        split = self.split(root, train, download)
+        images, labels = self.arrays(split)
+        if len(images) != len(labels) or not len(labels):
+            raise ValueError(f"{len(images)} images and {len(labels)} labels: the files are damaged")
+        return InMemory(images, labels), split
 
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(Vision):
-    """Handwritten digits (LeCun et al., 1998).
-
-    download: let torchvision download it, with its checksums, where it is missing.
-    """
+    """Handwritten digits (LeCun et al., 1998): downloaded into the data folder where it is missing."""
 
     name = "mnist"
-    looks_like = "MNIST/raw/*-ubyte"
+    files = "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 
-    def split(self, root: Path, train: bool) -> Any:
-        return import_torchvision().datasets.MNIST(root, train=train, download=self.download)
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        return import_torchvision().datasets.MNIST(root, train=train, download=download)
 
     def arrays(self, split: Any) -> tuple[np.ndarray, np.ndarray]:
         return split.data.numpy()[:, None], split.targets.numpy()
 
+    def classes(self, split: Any) -> tuple[str, ...]:
+        return tuple("0123456789")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FashionMNIST(MNIST):
-    """Pictures of clothing (Xiao et al., 2017).
-
-    download: let torchvision download it, with its checksums, where it is missing.
-    """
+    """Pictures of clothing (Xiao et al., 2017): downloaded into the data folder where it is missing."""
 
     name = "fashion-mnist"
-    looks_like = "FashionMNIST/raw/*-ubyte"
+    files = "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 
-    def split(self, root: Path, train: bool) -> Any:
-        return import_torchvision().datasets.FashionMNIST(root, train=train, download=self.download)
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        return import_torchvision().datasets.FashionMNIST(root, train=train, download=download)
+
+    def classes(self, split: Any) -> tuple[str, ...]:
+        return tuple(split.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Vision):
-    """Photographs in 10 classes (Krizhevsky, 2009).
-
-    download: let torchvision download it, with its checksums, where it is missing.
-    """
+    """Photographs in 10 classes (Krizhevsky, 2009): downloaded into the data folder where it is missing."""
 
     name = "cifar10"
-    looks_like = "cifar-10-batches-py/*_batch*"
+    files = "cifar-10-batches-py/{data_batch_1,...,data_batch_5,test_batch,batches.meta}"
 
-    def split(self, root: Path, train: bool) -> Any:
-        return import_torchvision().datasets.CIFAR10(root, train=train, download=self.download)
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        return import_torchvision().datasets.CIFAR10(root, train=train, download=download)
 
     def arrays(self, split: Any) -> tuple[np.ndarray, np.ndarray]:
         return split.data.transpose(0, 3, 1, 2), np.asarray(split.targets)
@@ -127,30 +147,24 @@ class CIFAR10(Vision):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR100(CIFAR10):
-    """Photographs in 100 classes (Krizhevsky, 2009).
-
-    download: let torchvision download it, with its checksums, where it is missing.
-    """
+    """Photographs in 100 classes (Krizhevsky, 2009): downloaded into the data folder where it is missing."""
 
     name = "cifar100"
-    looks_like = "cifar-100-python/{train,test}"
+    files = "cifar-100-python/{train,test,meta}"
 
-    def split(self, root: Path, train: bool) -> Any:
-        return import_torchvision().datasets.CIFAR100(root, train=train, download=self.download)
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        return import_torchvision().datasets.CIFAR100(root, train=train, download=download)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SVHN(Vision):
-    """House numbers (Netzer et al., 2011).
-
-    download: let torchvision download it, with its checksums, where it is missing.
-    """
+    """House numbers (Netzer et al., 2011), without the extra images: downloaded into the data folder where it is missing."""
 
     name = "svhn"
-    looks_like = "{train,test}_32x32.mat"
+    files = "{train,test}_32x32.mat"
 
-    def split(self, root: Path, train: bool) -> Any:
-        return import_torchvision().datasets.SVHN(root, split="train" if train else "test", download=self.download)
+    def split(self, root: Path, train: bool, download: bool) -> Any:
+        return import_torchvision().datasets.SVHN(root, split="train" if train else "test", download=download)
 
     def arrays(self, split: Any) -> tuple[np.ndarray, np.ndarray]:
         return split.data, split.labels
@@ -167,7 +181,7 @@ class ImageNet:
     compare with published ones up to sampling error only. The training images are not used.
     """
 
-    n: int = 5000
+    n: Annotated[int, Field(ge=1)] = 5000
 
     def __call__(self, root: Path) -> DatasetBundle:
         """The bundle. Raises MissingData where ``root`` has no prepared validation folder; ImageNet cannot be downloaded."""
@@ -176,10 +190,10 @@ class ImageNet:
         prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
         try:
             split = vision.datasets.ImageNet(root, split="val", transform=prepare)
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # as many kinds as archives can be damaged
             raise MissingData(
-                f"imagenet was not found in {root}: {str(error).splitlines()[0]}",
-                hint="put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into the folder that RBL_DATA names: "
+                f"imagenet cannot be read from {root}: {one_line(error)}",
+                hint="put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into a folder and set RBL_DATA to it: "
                 "they need an account at image-net.org",
             ) from error
         names = [Path(path).name for path, _ in split.samples]
@@ -215,12 +229,24 @@ def spread(names: Sequence[str], n: int) -> list[int]:
 
 def content_hash(images: np.ndarray, labels: np.ndarray) -> str:
     """sha256 over what defenses are judged on: the bytes of the test images and labels."""
-    return _hash(images.tobytes(), labels.astype(np.int64).tobytes())
-
-
-@lru_cache(maxsize=4)
-def _hash(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels.astype(np.int64).tobytes())
     return digest.hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an exception where its message is empty, its message in one line otherwise."""
+    # Here it is no argument of the user's.
+    text = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
+    return text or type(error).__name__
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Connections made meanwhile are given up after ``PATIENCE`` seconds of silence: torchvision itself waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -42,5 +42,7 @@ class Trades(AdversariallyTrained):
             steps=int(inner["steps"]),
             start="gaussian",
         )
-        divergence = F.kl_div(model(x_adv).log_softmax(1), logits.softmax(1), reduction="batchmean")
+        # A probability that underflows to 0 would have an infinite logarithm, and the gradient would be NaN.
+        predicted = logits.softmax(1).clamp_min(torch.finfo(logits.dtype).tiny)
+        divergence = F.kl_div(model(x_adv).log_softmax(1), predicted, reduction="batchmean")
         return clean + self.beta * divergence
