@@ -577,14 +577,18 @@ def label(name: str, factory: Factory, instance: object) -> str:
 
     The text parses and builds to the same parameters.
     """
+    return str(Selector(name, tuple((key, _text(value)) for key, value in chosen(name, factory, instance).items())))
+
+
+def chosen(name: str, factory: Factory, instance: object) -> dict[str, Any]:
+    """The parameters that differ from a default instance or have no default, in field order, as ``resolved`` has them."""
     final = resolved(instance)
     required = {f.name for f in _fields(factory) if f.default is REQUIRED}
     try:
         usual = resolved(build(factory, {key: final[key] for key in required}, where=name))
     except RblError:  # the required ones do not go with the defaults of the others
         usual = {f.name: _jsonable(f.default) for f in _fields(factory) if f.name not in required}
-    shown = {key: value for key, value in final.items() if key in required or value != usual[key]}
-    return str(Selector(name, tuple((key, _text(value)) for key, value in shown.items())))
+    return {key: value for key, value in final.items() if key in required or value != usual[key]}
 
 
 def _jsonable(value: object) -> Any:

@@ -97,8 +97,15 @@ def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: s
                 f"{path} was trained on {card.get('dataset', {}).get('name')}, not on {dataset}",
                 hint=f"rbl train {entry.spec.name} --dataset {dataset}",
             )
+        if card.get("version", entry.spec.version) != entry.spec.version:
+            raise UsageError(
+                f"{path} was trained with version {card['version']} of {entry.id}, which is now version {entry.spec.version}",
+                hint=f"rbl train {entry.spec.name} --dataset {dataset}",
+            )
         made = card.get("parameters", {})
-        differing = [k for k in sorted({*asked, *made}) if asked.get(k) != made.get(k)]
+        # A parameter that the defense did not have then had, in effect, its default.
+        new = asked.keys() - made.keys() - parameters.chosen(entry.spec.name, type(instance), instance).keys()
+        differing = [k for k in sorted({*asked, *made} - new) if asked.get(k) != made.get(k)]
         if differing:
             trained = ", ".join(f"{k}={made.get(k)}" for k in differing)
             raise UsageError(

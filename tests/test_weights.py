@@ -182,7 +182,7 @@ def test_a_given_file_that_is_absent_is_an_error_even_where_others_exist(package
         (card("mnist"), "was trained on mnist, not on digits"),
         (card(width=8), "with other parameters than asked for: width=8"),
         (card(depth=2), "with other parameters than asked for: depth=2"),
-        ({"defense": "lab/shield", "dataset": {"name": "digits"}}, "width=None"),
+        (card() | {"version": 2}, "with version 2 of lab/shield, which is now version 1"),
         ({"defense": "lab/shield"}, "was trained on None, not on digits"),
     ],
 )
@@ -194,6 +194,13 @@ def test_a_file_whose_card_does_not_fit_is_refused(
         with pytest.raises(UsageError, match=message) as raised:
             find(home, given=place if place.parent == tmp_path else None)
         assert str(place) in raised.value.message
+
+
+def test_a_parameter_that_came_later_had_its_default(package: Path, home: Path, tmp_path: Path) -> None:
+    older = save(tmp_path / "older.safetensors", card_=card() | {"parameters": {"width": 4}})
+    assert find(home, given=older) == (0.0, "given")
+    with pytest.raises(UsageError, match="with other parameters than asked for: eps=None"):
+        find(home, given=older, instance=Shield(eps=0.1))
 
 
 def test_a_file_without_a_card_is_taken_as_given(package: Path, home: Path, tmp_path: Path) -> None:
