@@ -151,7 +151,7 @@ def _draft(
         if kept is not None and entries[-1].status == "done":
             used.append(kept)
     flags = [plain(flag) for flag in context.flags.get(spec["label"], ())]
-    notes: list[str] = []
+    notes = [f"in front of {plain(spec['base']['label'])}"] if spec.get("base") else []
     worst: MetricValue | None = None
     try:
         if used:

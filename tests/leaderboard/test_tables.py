@@ -254,6 +254,15 @@ def test_different_examples_in_two_rows_are_not_compared(make_cell, one):
     assert table.rows[1].flags == ("judged on other examples than x",)
 
 
+def test_a_wrapper_says_what_it_stands_in_front_of(make_cell, one):
+    plain = make_cell("jpeg")
+    base = {**plain.spec["defense"], "label": "pgd-at\x1b[31m"}
+    cell = replace(plain, spec={**plain.spec, "defense": {**plain.spec["defense"], "base": base}})
+    (row,) = one([cell]).rows
+    assert row.notes == ("in front of pgd-at[31m",)
+    assert row.rank == 1
+
+
 def test_references_come_from_the_caller(make_cell, one):
     table = one([make_cell("x")], reference=lambda kind, identifier: f"doi:10.1000/{kind}/{identifier}")
     assert table.rows[0].reference == "doi:10.1000/defense/rbl/x"
