@@ -82,7 +82,7 @@ class Constant(nn.Module):
 
 
 class NotANumber(nn.Module):
-    """Answers like its base on the images that it is given, and NaN everywhere else."""
+    """Answers like its base on the images that it is given, and NaN everywhere else, with gradients of NaN."""
 
     def __init__(self, base: nn.Module, known: Tensor) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class NotANumber(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.base(x)
         same = torch.cdist(x.detach().flatten(1), self.get_buffer("known")).amin(1) == 0
-        return torch.where(same[:, None], logits, torch.nan)
+        return logits * torch.where(same[:, None], 1.0, torch.nan)
 
 
 def make_target(

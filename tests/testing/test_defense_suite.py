@@ -1,0 +1,87 @@
+"""Every check finds the defense that is broken in its way, and nothing else is wrong with that defense."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from robustbench_lite.registry import Registry, load
+from robustbench_lite.testing import DEFENSE_SUITE, Outcome, check_defense
+
+HERE = Path(__file__).parent / "plugins"
+
+BROKEN = {
+    "wrong-shape": {"logits-shape"},
+    "cannot-refuse": {"logits-shape"},
+    "half": {"float32"},
+    "nan-on-plain": {"finite"},
+    "softmax": {"logits-not-probabilities"},
+    "reversed": {"better-than-chance"},
+    "counts": {"state-unchanged"},
+    "dropout-on": {"state-unchanged"},
+    "in-place": {"input-unchanged"},
+    "draws-unused": {"global-generator-unused"},
+    "undeclared-noise": {"stochastic-flag", "global-generator-unused"},
+    "declared-noise": {"stochastic-flag"},
+    "own-generator": {"keyed-draws"},
+    "batch-noise": {"batch-does-not-matter"},
+    "batch-mean": {"batch-does-not-matter"},
+    "rounds": {"gradient"},
+    "no-surrogate": {"gradient"},
+    "autograd": {"no-autograd-inside"},
+    "other-every-time": {"same-module-twice"},
+    "not-a-module": {"builds"},
+    "raises": {"builds"},
+}
+EVERYWHERE = {"plugin-problems", "spec-is-complete", "light-import", "parameters-are-valid", "weights-found"}
+
+
+@cache
+def registry() -> Registry:
+    return load([HERE / "broken_defenses.py"], entry_points=False)
+
+
+def check(name: str) -> list[Outcome]:
+    """The outcomes; the plugin is one file, which imports torch: that check is made elsewhere."""
+    found = check_defense(registry(), f"broken-defenses/{name}", dataset="broken-defenses/greys")
+    return [outcome for outcome in found if outcome.check != "light-import"]
+
+
+def failures(outcomes: list[Outcome]) -> dict[str, str]:
+    return {o.check: o.reason for o in outcomes if o.status == "failed"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_finds_exactly_what_is_broken(name: str) -> None:
+    outcomes = check(name)
+    assert failures(outcomes).keys() == BROKEN[name], failures(outcomes)
+    assert all(o.fix for o in outcomes if o.status == "failed" and name != "raises")
+
+
+@pytest.mark.parametrize("name", ["sound", "noisy", "squeezed", "no-gradient-at-all", "refuses", "untrained", "wrapper"])
+def test_sound_defenses_pass(name: str) -> None:
+    outcomes = check(name)
+    assert not failures(outcomes)
+    assert sum(o.status == "passed" for o in outcomes) >= 15
+
+
+def test_every_check_is_shown_to_find_something() -> None:
+    assert set().union(*BROKEN.values()) | EVERYWHERE == {check.name for check in DEFENSE_SUITE.checks}
+
+
+@pytest.mark.parametrize("name", ["untrained", "wrapper"])
+def test_without_weights_it_is_checked_untrained_and_told_how_to_train(name: str) -> None:
+    skipped = {o.check: o for o in check(name) if o.status == "skipped"}
+    assert skipped["weights-found"].reason == "no weights for greys: checked untrained"
+    assert "rbl train untrained --dataset greys" in skipped["weights-found"].fix
+
+
+def test_without_any_data_set_made_up_images_do() -> None:
+    outcomes = check_defense(registry(), "broken-defenses/refuses")
+    shape = next(o for o in outcomes if o.check == "logits-shape")
+    assert shape.status == "failed"  # four grey levels, and ten made-up classes
+    assert "returned (16, 5)" in shape.reason
+    chance = next(o for o in outcomes if o.check == "better-than-chance")
+    assert chance.reason == "there are no real images to tell by"
