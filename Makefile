@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy robustbench_lite
-	for plugin in $(PLUGINS); do $(BIN)/mypy plugins/$$plugin/src || exit 1; done
+	for source in $(PLUGINS:%=plugins/%/src) examples/rbl-example/src; do $(BIN)/mypy $$source || exit 1; done
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -34,12 +34,12 @@ from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite import losses as losses
-    from robustbench_lite.bpda import bpda as bpda
     from robustbench_lite.randomness import Randomness as Randomness
     from robustbench_lite.randomness import rand_like as rand_like
     from robustbench_lite.randomness import randn_like as randn_like
     from robustbench_lite.results import CellResult as CellResult
     from robustbench_lite.results import MetricValue as MetricValue
+    from robustbench_lite.surrogates import bpda as bpda
     from robustbench_lite.target import Target as Target
     from robustbench_lite.torchvision_compat import import_torchvision as import_torchvision
     from robustbench_lite.training import TrainedDefense as TrainedDefense
@@ -48,7 +48,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "losses": "robustbench_lite.losses",
-    "bpda": "robustbench_lite.bpda:bpda",
+    "bpda": "robustbench_lite.surrogates:bpda",
     "Randomness": "robustbench_lite.randomness:Randomness",
     "rand_like": "robustbench_lite.randomness:rand_like",
     "randn_like": "robustbench_lite.randomness:randn_like",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import yaml
@@ -26,24 +26,27 @@ def read_yaml(text: str, *, source: str) -> dict[str, Any]:
     return content
 
 
-def validate(model: type[Model], content: Mapping[str, Any], *, source: str) -> Model:
-    """``content`` as a ``model``. Raises InvalidConfig for the first thing that is wrong."""
+def validate(model: type[Model], content: Mapping[str, Any], *, source: str, spell: Callable[[str], str] = str) -> Model:
+    """``content`` as a ``model``. Raises InvalidConfig for the first mistake. spell: how ``source`` writes a key."""
     try:
         return model.model_validate(content)
     except RblError as error:  # one of our own validators: it says more than pydantic can
         raise InvalidConfig(f"{source}: {error.message}", hint=error.hint) from None
     except ValidationError as error:
-        raise _readable(model, error, source) from None
+        raise _readable(model, error, source, spell) from None
 
 
-def _readable(model: type[BaseModel], error: ValidationError, source: str) -> InvalidConfig:
-    first = error.errors()[0]
+def _readable(model: type[BaseModel], error: ValidationError, source: str, spell: Callable[[str], str]) -> InvalidConfig:
+    # An unknown key first: it may be why another one is missing.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _fields(model, first["loc"][:-1])
         near = did_you_mean(str(first["loc"][-1]), known)
         return InvalidConfig(f"{source}: unknown key {where!r}", hint=near or f"known keys: {', '.join(known)}")
-    return InvalidConfig(f"{source}: {where}: {first['msg'].lower()}, not {first['input']!r}")
+    if first["type"] == "missing":
+        return InvalidConfig(f"{source}: {spell(where)}: field required", hint=f"add a line '{first['loc'][-1]}: ...'")
+    return InvalidConfig(f"{source}: {spell(where)}: {first['msg'].lower()}, not {first['input']!r}")
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -53,7 +53,8 @@ def rbl_protocols() -> Iterable[ProtocolSpec]:  # type: ignore[empty-body]
 def rbl_cell_finished(cell: Mapping[str, Any], status: str) -> None:
     """Called in the parent process after each cell. An exception here is logged and changes nothing.
 
-    cell: the spec of the cell as stored in ``spec.json``. status: ``done``, ``error``, ``timeout``, ``out-of-memory``, ``crashed``.
+    cell: the spec of the cell as stored in ``spec.json``. status: ``done``, ``error``, ``timeout``, ``out-of-memory`` or
+    ``crashed``.
     """
 
 

@@ -1,22 +1,28 @@
 """From a request to cells, each with a state and a reason in words. Nothing is run and nothing is written here.
 
 States: ``run``, ``cached``, ``partial 3/8`` (some shards are stored), ``failed`` (an earlier attempt ended badly; it is tried
-again), ``busy`` (another run has it), ``skip`` (it cannot or need not be run, and why).
+again), ``skip`` (it cannot be run, and why).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
+from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError, did_you_mean
+from robustbench_lite.outdated import difference
 from robustbench_lite.protocol import Protocol, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
 from robustbench_lite.resolve import (
     ResolvedAttack,
     ResolvedDataset,
     ResolvedDefense,
+    resolve,
     resolve_attack,
     resolve_dataset,
     resolve_defense,
@@ -25,7 +31,10 @@ from robustbench_lite.store import Store, cell_key
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
+    from robustbench_lite.data import DatasetInfo
     from robustbench_lite.registry import Registry
+
+log = logging.getLogger(__name__)
 
 SHARD = 256
 
@@ -95,6 +104,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
     """
     protocol = find_protocol(request.protocol, contributed_protocols(registry))
     attacks = _attacks(request, registry, protocol)
+    weights = _given_weights(request, registry)
     earlier = _Earlier(store)
     cells: list[PlannedCell] = []
     for dataset_text in request.dataset:
@@ -107,8 +117,9 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
                 hint=f"rbl run --dataset {dataset_text} --threat linf:8/255",
             )
         subset = dataset.subset(request.n or rules.n)
+        defenses = _defenses(request, registry, dataset.info, weights)
         for threat in map(Threat.parse, threats):
-            for defense in _defenses(request, registry, dataset.info):
+            for defense in defenses:
                 for attack in attacks:
                     cells.append(_cell(protocol, dataset, subset, threat, defense, attack, request, store, earlier))
     unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack)): c for c in cells}.values())
@@ -118,11 +129,14 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
 
 
 def contributed_protocols(registry: Registry) -> dict[str, str]:
-    """YAML texts of the protocols that plugins bring, by id."""
+    """YAML texts of the protocols that plugins bring, by id. One that cannot be read is logged and left out."""
     found: dict[str, str] = {}
     for entry in registry.entries("protocol"):
-        value = registry.factory(entry)
-        found[entry.id] = value if isinstance(value, str) else value.read_text(encoding="utf-8")
+        try:
+            value = registry.factory(entry)
+            found[entry.id] = value if isinstance(value, str) else value.read_text(encoding="utf-8")
+        except Exception as error:
+            log.warning("protocol %s of %s cannot be read: %s", entry.id, entry.distribution, error)
     return found
 
 
@@ -138,6 +152,11 @@ def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
     norms = attack.declared.norms
     if threat.norm not in norms:
         return f"norm {threat.norm} not supported by {attack.label} (it has {', '.join(norms)})"
+    minimal = attack.declared.goal == "minimal-norm"
+    if minimal and threat.norm == "union":
+        return f"{attack.label} minimises one norm and a union has several: run it under {threat.parts[0].norm}"
+    if not minimal and math.isinf(threat.eps):
+        return f"{attack.label} needs a radius: write {threat.norm}:EPS"
     if classes < attack.declared.min_classes:
         return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
     return ""
@@ -149,27 +168,61 @@ def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> lis
         try:
             found.append(resolve_attack(registry, text.selector, protocol.attacks))
         except PluginError as error:  # a broken plugin costs its own cells; a misspelt request is raised
-            found.append(_Unusable(text.selector, error))
+            found.append(_Unusable(text.label, error))
     return found
 
 
-def _defenses(request: RunRequest, registry: Registry, info: Any) -> list[ResolvedDefense | _Unusable]:
+def _defenses(
+    request: RunRequest, registry: Registry, info: DatasetInfo, weights: Mapping[str, Path]
+) -> list[ResolvedDefense | _Unusable]:
     found: list[ResolvedDefense | _Unusable] = []
     for text in _expand(request.defense, registry, "defense"):
         try:
-            found.append(resolve_defense(registry, text.selector, info, request.weights))
+            found.append(resolve_defense(registry, text.selector, info, weights))
         except (PluginError, MissingWeights) as error:
-            found.append(_Unusable(text.selector, error))
+            found.append(_Unusable(text.label, error))
         except UsageError as error:
             if not text.from_all:
                 raise
-            found.append(_Unusable(text.selector, error))
+            found.append(_Unusable(text.label, error))
+    return found
+
+
+def _given_weights(request: RunRequest, registry: Registry) -> dict[str, Path]:
+    """The weights files that were given, by the defense's label. Raises UnknownName, and UsageError for one of no use."""
+    found: dict[str, Path] = {}
+    if not request.weights:
+        return found
+    used = _labels([s.selector for s in _expand(request.defense, registry, "defense")], registry)
+    for text, path in request.weights.items():
+        label = resolve(registry, "defense", text).label
+        if label not in used:
+            near = did_you_mean(label, used)
+            raise UsageError(
+                f"weights were given for {label}, which is not among the defenses to run",
+                hint=near or f"they are: {', '.join(sorted(used))}",
+            )
+        found[label] = path
+    return found
+
+
+def _labels(selectors: Iterable[str], registry: Registry, inside: tuple[str, ...] = ()) -> set[str]:
+    """The labels of defenses and of what they wrap; those that cannot be used are passed over."""
+    found: set[str] = set()
+    for selector in selectors:
+        with contextlib.suppress(RblError):
+            defense = resolve(registry, "defense", selector)
+            found.add(defense.label)
+            base = getattr(defense.instance, "base", None)
+            if isinstance(base, str) and defense.label not in inside:
+                found |= _labels([base], registry, (*inside, defense.label))
     return found
 
 
 @dataclass(frozen=True)
 class _Selected:
     selector: str
+    label: str
     from_all: bool
 
 
@@ -185,9 +238,9 @@ def _expand(selectors: Sequence[str], registry: Registry, kind: str) -> list[_Se
     found: list[_Selected] = []
     for text in selectors:
         if text == "all":
-            found += [_Selected(entry.id, True) for entry in registry.entries(kind)]
+            found += [_Selected(entry.id, entry.spec.name, True) for entry in registry.entries(kind)]
         else:
-            found.append(_Selected(text, False))
+            found.append(_Selected(text, text, False))
     if not found:
         raise UsageError(f"no {kind} is installed", hint=f"pip install rbl-{kind}s; rbl plugins says what was found")
     return list({s.selector: s for s in found}.values())
@@ -217,21 +270,8 @@ class _Earlier:
     def why_stale(self, spec: Mapping[str, Any]) -> str:
         """What has changed since a stored result of the same name; empty where there is none."""
         found = self._specs.get(self._slot(spec), [])
-        differences = [_difference(old, spec) for old in found if old != spec]
+        differences = [difference(old, spec) for old in found if old != spec]
         return "" if not differences else "stale: " + min(differences, key=len) + " changed since the stored result"
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    changed: list[str] = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changed.append(_difference(before, after, f"{prefix}{key} "))
-        else:
-            changed.append(f"{prefix}{key}")
-    return ", ".join(changed)
 
 
 def _cell(
@@ -302,7 +342,7 @@ def _spec(
 def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[str, str]:
     if store is None:
         return "run", ""
-    found = store.cell(spec).state(shards)
+    found = store.cell(spec).state(shards, verify=True)
     if found.status == "done":
         return "cached", ""
     if found.status not in ("new", "partial"):

@@ -7,6 +7,7 @@ ranked together. Raise ``version`` with any change that can change a number.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from robustbench_lite.config import read_yaml, validate
-from robustbench_lite.errors import UnknownName, did_you_mean
+from robustbench_lite.errors import InvalidConfig, UnknownName, did_you_mean
 from robustbench_lite.threat import Threat
 
 Positive = Annotated[int, Field(ge=1)]
+
+# The protocol of a run that names none.
+DEFAULT = "quick"
 
 
 class Rules(BaseModel):
@@ -88,6 +92,16 @@ def builtin_protocols() -> dict[str, Protocol]:
     return found
 
 
+def known_protocols(contributed: Mapping[str, str]) -> dict[str, Protocol]:
+    """The protocols that can be read, by the name that they give themselves. contributed: YAML texts of plugins, by id."""
+    known: dict[str, Protocol] = {}
+    for identifier, text in contributed.items():
+        with suppress(InvalidConfig):  # costs whoever asks for it
+            protocol = parse_protocol(text, source=identifier)
+            known[protocol.name] = protocol
+    return known | builtin_protocols()
+
+
 def find_protocol(name: str, contributed: Mapping[str, str] | None = None) -> Protocol:
     """A protocol by name, or by the path of a YAML file. contributed: YAML texts of plugins, by id.
 
@@ -98,12 +112,11 @@ def find_protocol(name: str, contributed: Mapping[str, str] | None = None) -> Pr
         if not path.is_file():
             raise UnknownName(f"no protocol file {name}", hint="give the path of a YAML file, or the name of a protocol")
         return parse_protocol(path.read_text(encoding="utf-8"), source=name)
-    known: dict[str, Protocol] = builtin_protocols()
-    for identifier, text in (contributed or {}).items():
-        protocol = parse_protocol(text, source=identifier)
-        known[identifier] = protocol
-        known.setdefault(identifier.rpartition("/")[2], protocol)
-    if name not in known:
-        near = did_you_mean(name, known)
-        raise UnknownName(f"no protocol {name!r}", hint=f"{near} known: {', '.join(sorted(known))}".strip())
-    return known[name]
+    builtin, others = builtin_protocols(), contributed or {}
+    if name in builtin:
+        return builtin[name]
+    for identifier, text in others.items():
+        if name in (identifier, identifier.rpartition("/")[2]):
+            return parse_protocol(text, source=identifier)
+    near = did_you_mean(name, [*builtin, *others, *(identifier.rpartition("/")[2] for identifier in others)])
+    raise UnknownName(f"no protocol {name!r}", hint=f"{near} known: {', '.join(sorted([*builtin, *others]))}".strip())

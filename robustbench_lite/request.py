@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from robustbench_lite.config import read_yaml, validate
 from robustbench_lite.errors import InvalidConfig, UsageError
 from robustbench_lite.parameters import split_selectors
+from robustbench_lite.protocol import DEFAULT
 from robustbench_lite.threat import Threat
 
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +25,25 @@ def _selectors(value: object) -> object:
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         return value
     return [name for item in items for name in split_selectors(item)]
+
+
+def _files(value: object) -> object:
+    """One path as a list of one."""
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+def _assignments(value: object) -> object:
+    """``"pgd-at=w.safetensors"``, or a list of such texts, as a mapping. Raises UsageError."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return value
+    found: dict[str, str] = {}
+    for text in texts:
+        defense, separator, path = text.rpartition("=")
+        if not separator or not defense or not path or "]" in path:
+            raise UsageError(f"weights: {text!r} must read DEFENSE=FILE", hint="for instance --weights pgd-at=mine.safetensors")
+        found[defense] = path
+    return found
 
 
 Selectors = Annotated[tuple[str, ...], BeforeValidator(_selectors)]
@@ -55,10 +75,10 @@ class RunRequest(BaseModel):
     attack: Selectors = ("all",)
     dataset: Selectors = ("digits",)
     threat: Selectors = ()
-    protocol: str = "quick"
+    protocol: str = DEFAULT
     seed: Annotated[int, Field(ge=0)] = 0
     n: Positive | None = None
-    weights: Mapping[str, Path] = Field(default_factory=dict)
+    weights: Annotated[Mapping[str, Path], BeforeValidator(_assignments)] = Field(default_factory=dict)
 
     store: Path = Field(default_factory=default_store)
     data: Path = Field(default_factory=default_data)
@@ -69,7 +89,7 @@ class RunRequest(BaseModel):
     micro_batch: Positive | None = None
     keep_examples: bool = False
     shard: str | None = None
-    plugin: tuple[Path, ...] = ()
+    plugin: Annotated[tuple[Path, ...], BeforeValidator(_files)] = ()
 
     @field_validator("threat")
     @classmethod
@@ -77,6 +97,12 @@ class RunRequest(BaseModel):
         for text in threats:
             Threat.parse(text)
         return threats
+
+    @field_validator("device")
+    @classmethod
+    def _devices(cls, text: str) -> str:
+        parse_devices(text)
+        return text
 
     @field_validator("shard")
     @classmethod
@@ -101,6 +127,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_devices(text: str) -> tuple[str, ...]:
+    """``"cuda:0,cuda:1"`` as ("cuda:0", "cuda:1"); ``auto`` and ``cpu`` stand alone. Raises UsageError."""
+    names = tuple(name.strip() for name in text.split(","))
+    if names in (("auto",), ("cpu",)):
+        return names
+    for name in names:
+        if not re.fullmatch(r"cuda(:\d+)?", name):
+            known = name in ("auto", "cpu")
+            problem = f"{name} cannot be combined with other devices" if known else f"unknown device {name!r}"
+            raise UsageError(problem, hint="--device auto, cpu, cuda or cuda:0,cuda:1")
+    full = [name if ":" in name else f"{name}:0" for name in names]
+    if len(set(full)) < len(full):
+        raise UsageError(f"a device stands twice in {text!r}", hint="--workers 2 gives each GPU two workers")
+    return tuple(full)
+
+
 def load_request(config: Path | None, options: Mapping[str, object]) -> RunRequest:
     """The request of a configuration file, overridden by command-line options (those that are not None).
 
@@ -113,4 +155,4 @@ def load_request(config: Path | None, options: Mapping[str, object]) -> RunReque
         content = read_yaml(config.read_text(encoding="utf-8"), source=str(config))
         validate(RunRequest, content, source=str(config))
     content |= {key: value for key, value in options.items() if value is not None}
-    return validate(RunRequest, content, source="command line")
+    return validate(RunRequest, content, source="command line", spell=lambda key: "--" + key.replace("_", "-"))

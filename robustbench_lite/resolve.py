@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_lite import parameters
 from robustbench_lite.data import DatasetBundle, DatasetInfo
-from robustbench_lite.errors import MissingWeights, PluginError, UsageError
+from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
 from robustbench_lite.specs import AttackSpec, DefenseSpec
 from robustbench_lite.weights import WeightsFile, find_weights, rbl_home
 
@@ -91,7 +91,7 @@ def resolve_dataset(registry: Registry, text: str, root: Path) -> ResolvedDatase
 
 def dataset_from_spec(registry: Registry, spec: Mapping[str, Any], root: Path) -> ResolvedDataset:
     """The data set of a stored spec; PluginError where its content is no longer the same."""
-    found = _loaded(_instance(registry, registry.get("dataset", spec["id"]), spec["parameters"]), root)
+    found = dataset_from_fields(registry, spec, root)
     if found.bundle.fingerprint != spec["fingerprint"]:
         raise PluginError(
             f"data set {spec['label']} has changed since the run was planned",
@@ -100,8 +100,21 @@ def dataset_from_spec(registry: Registry, spec: Mapping[str, Any], root: Path) -
     return found
 
 
+def dataset_from_fields(registry: Registry, spec: Mapping[str, Any], root: Path) -> ResolvedDataset:
+    """The data set of that id and parameters as it is now, whatever it was when the spec was stored."""
+    return _loaded(_instance(registry, registry.get("dataset", spec["id"]), spec["parameters"]), root)
+
+
 def _loaded(found: Resolved, root: Path) -> ResolvedDataset:
-    bundle = found.instance(root)
+    try:
+        bundle = found.instance(root)
+    except RblError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"data set {found.entry.id} of {found.entry.distribution} failed: {type(error).__name__}: {error}",
+            hint=f"rbl check {found.entry.id} --data {root}, or rbl --verbose to see where",
+        ) from error
     if not isinstance(bundle, DatasetBundle):
         raise PluginError(
             f"data set {found.entry.id} of {found.entry.distribution} returned {type(bundle).__name__}, not a DatasetBundle",
@@ -195,7 +208,7 @@ def resolve_defense(
 
     Raises MissingWeights, and UsageError where the defense does not work on this data set.
     """
-    return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}))
+    return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}), ())
 
 
 def defense_from_spec(
@@ -210,7 +223,16 @@ def defense_from_spec(
     return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base)
 
 
-def _with_weights(registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path]) -> ResolvedDefense:
+def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: DatasetInfo) -> ResolvedDefense:
+    """The defense of that id and parameters with the weights that a run would use now. Raises as ``resolve_defense``."""
+    found = _instance(registry, registry.get("defense", spec["id"]), spec["parameters"])
+    return _with_weights(registry, found, info, {}, ())
+
+
+def _with_weights(
+    registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path], inside: tuple[str, ...]
+) -> ResolvedDefense:
+    """inside: labels of the wrappers that it is wrapped by."""
     declared = found.entry.spec
     if not isinstance(declared, DefenseSpec):
         raise PluginError(f"{found.entry.id} is not a defense")
@@ -226,13 +248,15 @@ def _with_weights(registry: Registry, found: Resolved, info: DatasetInfo, given:
                 f"wrapper {found.entry.id} of {found.entry.distribution} has no parameter 'base'",
                 hint="give its dataclass a field base: str, the id of the defense to wrap",
             )
-        return ResolvedDefense(
-            found.entry, found.instance, found.label, info, base=resolve_defense(registry, base, info, given)
-        )
+        if found.label in inside:
+            raise PluginError(
+                f"wrapper {found.label} wraps itself: {' in '.join([found.label, *reversed(inside)])}",
+                hint=f"name another base: {found.entry.spec.name}[base=...]",
+            )
+        wrapped = _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label))
+        return ResolvedDefense(found.entry, found.instance, found.label, info, base=wrapped)
     try:
-        weights = find_weights(
-            found.entry, found.instance, info.name, given=given.get(found.label) or given.get(found.entry.id), home=rbl_home()
-        )
+        weights = find_weights(found.entry, found.instance, info.name, given=given.get(found.label), home=rbl_home())
     except MissingWeights:
         if declared.kind == "trained":
             raise

@@ -12,7 +12,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from robustbench_lite.data import fetch
 from robustbench_lite.deployed import Deployed, is_out_of_memory
-from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError
+from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError, StoreError
 from robustbench_lite.judge import Judge
 from robustbench_lite.lease import Lease
 from robustbench_lite.planner import SHARD, PlannedCell, count_shards
@@ -153,6 +153,13 @@ def run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
     emit: told of progress (``{"event": "started" | "shard" | "finished", ...}``). Only KeyboardInterrupt and what ends the
     process come out of it.
     """
+    try:
+        return _run_cell(item, bench, emit)
+    except StoreError as error:  # a full disk, say: it may hold no record of this attempt either
+        return _finished(emit, item, "error", str(error))
+
+
+def _run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
     cell = Store.open(Path(item.store)).cell(item.spec)
     shards = count_shards(item.n)
     lease = Lease.acquire(cell.folder)
@@ -170,7 +177,8 @@ def run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
             cell.commit(shards)
         except Exception as error:
             status, reason = _classify(error)
-            attempt.finish(status, reason, traceback.format_exc())
+            with suppress(StoreError):  # the reason is worth more than the news that it could not be stored
+                attempt.finish(status, reason, traceback.format_exc())
             return _finished(emit, item, status, reason)
         attempt.finish("done")
         return _finished(emit, item, "done", "")
@@ -205,7 +213,8 @@ def _run_shards(
         x, y = load_examples(dataset, ids)
         result = run_shard(item.spec, deployed, attack, x.to(item.device), y.to(item.device), ids, number)
         if result.failure is not None:
-            cell.write_salvage(number, result.arrays)
+            with suppress(StoreError):
+                cell.write_salvage(number, result.arrays)
             raise result.failure
         if item.keep_examples:
             cell.write_examples(number, {"x_adv": result.x_adv.cpu().numpy()})
@@ -213,7 +222,8 @@ def _run_shards(
         notes += result.notes
         unattributed += result.unattributed
         note(
-            seconds=time.monotonic() - began,
+            shard=number,
+            elapsed=time.monotonic() - began,
             micro_batch=deployed.micro_batch,
             memory_history=list(deployed.memory_history),
             unattributed=unattributed,

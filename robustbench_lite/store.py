@@ -311,10 +311,10 @@ class Cell:
 
     # Reading
 
-    def state(self, n_shards: int) -> CellState:
-        """How far the cell is. A commit is trusted here when all its files have their sizes; ``load`` reads them."""
+    def state(self, n_shards: int, *, verify: bool = False) -> CellState:
+        """How far the cell is. A commit holds when its files have their sizes; verify: and their contents."""
         attempts = self._attempt_paths()
-        if self._committed(n_shards):
+        if self._committed(n_shards) and (not verify or self._verified() is not None):
             return CellState(status="done", shards=frozenset(range(n_shards)), attempts=len(attempts))
         shards = frozenset(i for i in self._whole_shards() if i < n_shards)
         status, reason = _outcome(self._read_attempts(attempts[-1:]))
@@ -653,7 +653,7 @@ class Store:
         """
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file, not a result store", hint="name a folder with --store")
+            raise StoreFormatError(f"{folder} is a file, not a result store", hint="name a folder with --store")
         if not folder.is_dir():
             if read_only or not create:
                 raise StoreError(

@@ -1,15 +1,32 @@
-"""How tests run ``rbl`` as a user would: in a process of its own."""
+"""How tests run ``rbl``: in this process where that shows the same, in a process of its own where it does not."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed as JSON."""
+        return json.loads(self.out)
 
 
 def command(*arguments: object, plugin: Path | None = TOY) -> list[str]:
@@ -24,7 +41,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def rbl(*arguments: object, plugin: Path | None = TOY, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run ``rbl`` to its end and check its exit code."""
+    """Run ``rbl`` to its end in a process of its own, and check its exit code."""
     done = subprocess.run(
         command(*arguments, plugin=plugin), capture_output=True, text=True, env=environment(**extra), timeout=240, check=False
     )
@@ -36,3 +53,23 @@ def rbl(*arguments: object, plugin: Path | None = TOY, code: int = 0, **extra: s
 def rbl_json(*arguments: object, plugin: Path | None = TOY, code: int = 0, **extra: str) -> Any:
     """Run ``rbl ... --json`` and read what it printed."""
     return json.loads(rbl(*arguments, "--json", plugin=plugin, code=code, **extra).stdout)
+
+
+def invoke(*arguments: object, plugin: Path | None = TOY, code: int = 0) -> Said:
+    """Run ``rbl`` in this process, from the command line to the exit code, and check that and that there is no traceback.
+
+    Anything else than an exit is raised. Workers, where there are any, are processes of their own all the same.
+    """
+    from robustbench_lite.cli import main
+
+    out, err, given = io.StringIO(), io.StringIO(), command(*arguments, plugin=plugin)[3:]
+    ended: object = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(given)
+        except SystemExit as exit_:
+            ended = exit_.code
+    said = Said(int(str(ended or 0)), out.getvalue(), err.getvalue())
+    if said.code != code or "Traceback" in said.err:
+        raise AssertionError(f"exit code {said.code}, not {code}: rbl {' '.join(given)}\n{said.out}\n{said.err}")
+    return said

@@ -8,15 +8,18 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from robustbench_lite import __version__
 from robustbench_lite.cli.app import App
-from robustbench_lite.errors import MissingData, MissingWeights, RblError, UsageError
+from robustbench_lite.errors import MissingData, MissingWeights, RblError, StoreFormatError, UsageError
 
 # Command -> (its module below robustbench_lite.cli, its help in a line: known without importing the module).
 COMMANDS = {
@@ -34,12 +37,32 @@ COMMANDS = {
 }
 
 
+COMMAND_LINE = "robustbench_lite.command_line"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does; the command line is kept as it was typed, for the tables that name the command that makes them."""
+        typed = shlex.join(["rbl", *args])
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[COMMAND_LINE] = typed
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; a reader of our output who has had enough, such as ``head``, is no failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which one meets them."""
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is the name of a command's module here
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module; None for an unknown name."""
@@ -79,13 +102,17 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, plugins: tuple[Path, ...], verbose: bool) -> None:
     """Benchmark adversarial robustness: every defense against every attack, judged by the same hand."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="rbl: %(message)s", stream=sys.stderr)
-    ctx.obj = App(list(plugins))
+    ctx.obj = App([*plugins], command_line=ctx.meta[COMMAND_LINE])
 
 
-def main() -> NoReturn:
-    """Run ``rbl``: errors become a message, a hint and an exit code, never a traceback (unless ``--verbose``)."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``rbl``: errors become a message, a hint and an exit code, never a traceback (unless ``--verbose``).
+
+    arguments: those of the process where None.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
-        outcome = cli(standalone_mode=False)
+        outcome = cli(given, prog_name="rbl", standalone_mode=False)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
@@ -94,12 +121,9 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("rbl: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except RblError as error:
-        if "--verbose" in sys.argv:
-            raise
+        if "--verbose" in given:
+            traceback.print_exception(error)
         click.echo(f"rbl: {error}", err=True)
         sys.exit(exit_code(error))
     sys.exit(outcome if isinstance(outcome, int) else 0)
@@ -109,4 +133,4 @@ def exit_code(error: RblError) -> int:
     """2 where the request cannot be carried out as written, 1 where something failed on the way."""
     from robustbench_lite.registry import StrictPluginError
 
-    return 2 if isinstance(error, (UsageError, MissingData, MissingWeights, StrictPluginError)) else 1
+    return 2 if isinstance(error, (UsageError, MissingData, MissingWeights, StoreFormatError, StrictPluginError)) else 1

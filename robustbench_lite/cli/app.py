@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class App:
-    """The object that click hands to every command."""
+    """The object that click hands to every command. command_line: as it was typed."""
 
     plugin_files: list[Path] = field(default_factory=list)
+    command_line: str = "rbl"
     _registry: Registry | None = None
 
     def registry(self) -> Registry:
@@ -34,7 +35,7 @@ class App:
             self._registry = load(self.plugin_files)
             broken = sum(problem.severity == "error" for problem in self._registry.problems)
             if broken:
-                warn(f"{broken} plugin problem{'s' if broken > 1 else ''}: `rbl plugins` says what and how to mend it")
+                warn(f"{counted(broken, 'plugin problem')}: `rbl plugins` says what and how to mend it")
         return self._registry
 
     @property
@@ -59,6 +60,11 @@ def open_store(path: Path | None) -> Store:
 def warn(message: str) -> None:
     """A line on standard error."""
     click.echo(f"rbl: {message}", err=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def print_json(value: Any) -> None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lite.cli.app import App, json_option, print_json, print_table
+from robustbench_lite.cli.app import App, counted, json_option, print_json, print_table
 from robustbench_lite.cli.run import read_request, request_options
 
 if TYPE_CHECKING:
     from robustbench_lite.planner import Plan
+    from robustbench_lite.request import RunRequest
 
 
 @click.command("plan")
@@ -21,11 +22,17 @@ def command(app: App, /, as_json: bool, **options: Any) -> None:
     """Say what a run would do, cell by cell, and why. Nothing is run and nothing is written."""
     request = read_request(app, options)
 
+    show_plan(app, request, as_json)
+
+
+def show_plan(app: App, request: RunRequest, as_json: bool) -> None:
+    """Plan a request with what its store holds, and print the plan."""
     from robustbench_lite.planner import make_plan
     from robustbench_lite.store import Store
 
-    present = (request.store / "FORMAT").exists()
-    print_plan(make_plan(request, app.registry(), Store.open(request.store, create=False) if present else None), as_json)
+    empty = not request.store.exists() or (request.store.is_dir() and not any(request.store.iterdir()))
+    store = None if empty else Store.open(request.store, create=False, read_only=True)
+    print_plan(make_plan(request, app.registry(), store), as_json)
 
 
 def print_plan(plan: Plan, as_json: bool) -> None:
@@ -38,4 +45,5 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     headers = ("state", "data set", "threat", "defense", "attack", "n", "passes/example", "reason")
     print_table(rows, headers, "nothing to do")
-    click.echo(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(plan.counts().items())))
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(plan.counts().items()))
+    click.echo(f"\n{counted(len(plan.cells), 'cell')}{': ' * bool(counts)}{counts}")

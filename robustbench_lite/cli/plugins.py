@@ -23,7 +23,7 @@ def command(app: App, verify: bool, why: str | None, as_json: bool) -> int:
     problems = list(registry.problems) + (registry.verify() if verify or why else [])
     problems = list(dict.fromkeys(problems))
     if why:
-        return _why(app, why, [p for p in problems if why in (p.plugin, p.distribution) or why in p.object], as_json)
+        return _why(app, why, [p for p in problems if _same(why, p.plugin, p.distribution) or why in p.object], as_json)
     if as_json:
         print_json({"plugins": [p.to_json() for p in registry.plugins], "problems": [p.to_json() for p in problems]})
     else:
@@ -45,12 +45,21 @@ def command(app: App, verify: bool, why: str | None, as_json: bool) -> int:
     return 1 if any(p.severity == "error" for p in problems) else 0
 
 
+def _same(asked: str, *names: str) -> bool:
+    """Whether one of the names is meant: as distributions go, whatever the case and the separators; a file without .py."""
+
+    def plain(name: str) -> str:
+        return name.removesuffix(".py").lower().replace("_", "-")
+
+    return plain(asked) in map(plain, names)
+
+
 def _why(app: App, name: str, problems: list[Problem], as_json: bool) -> int:
     """What is known about one name: where it comes from, or what keeps it from being there."""
     registry = app.registry()
     kinds = ("attack", "defense", "dataset", "metric", "protocol")
-    entries = [e for k in kinds for e in registry.entries(k) if name in (e.id, e.spec.name, e.namespace, e.distribution)]
-    plugins = [p for p in registry.plugins if name in (p.namespace, p.distribution)]
+    entries = [e for k in kinds for e in registry.entries(k) if _same(name, e.id, e.spec.name, e.namespace, e.distribution)]
+    plugins = [p for p in registry.plugins if _same(name, p.namespace, p.distribution)]
     if as_json:
         found = {"entries": [e.to_json() for e in entries], "problems": [p.to_json() for p in problems]}
         print_json(found | {"plugins": [p.to_json() for p in plugins]})

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from robustbench_lite.cli.app import counted
+
 if TYPE_CHECKING:
     from robustbench_lite.planner import Plan
 
@@ -38,8 +40,7 @@ class Progress:
         self._task = self._bar.add_task("running", total=self._total)
 
     def __enter__(self) -> Progress:
-        cached = "" if self._cells else "nothing left to run"
-        self._line(cached or f"running {self._cells} cells, {self._total} shards")
+        self._line(f"running {counted(self._cells, 'cell')}, {counted(self._total, 'shard')}")
         self._bar.start()
         return self
 

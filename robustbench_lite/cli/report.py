@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, store_option, warn
+from robustbench_lite.errors import UsageError, did_you_mean
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite.leaderboard import Leaderboard
-    from robustbench_lite.planner import Plan
     from robustbench_lite.registry import Registry
     from robustbench_lite.store import Store
 
@@ -30,50 +31,83 @@ if TYPE_CHECKING:
     default="auto",
     help="What to print: a terminal table, Markdown or CSV [terminal on a terminal, else Markdown].",
 )
+@click.option(
+    "--outdated", is_flag=True, help="Also results of other plugin versions, parameters or weights than are used now."
+)
 @json_option
 @click.pass_obj
 def command(
-    app: App, store: Path | None, dataset: str | None, threats: tuple[str, ...], out: Path | None, form: str, as_json: bool
+    app: App,
+    store: Path | None,
+    dataset: str | None,
+    threats: tuple[str, ...],
+    out: Path | None,
+    form: str,
+    outdated: bool,
+    as_json: bool,
 ) -> int:
     """Render leaderboards: one per data set, threat model and protocol version."""
     wanted = [Threat.parse(text) for text in threats]
     opened = open_store(store)
-    tables = make_tables(opened, app.registry(), extra=wanted)
-    tables = [t for t in tables if dataset in (None, t.dataset) and (not wanted or t.threat in wanted)]
+    current = (lambda spec: True) if outdated else _current(app, opened)
+    found = make_tables(opened, app.registry(), current, extra=wanted)
+    tables = [t for t in found if dataset in (None, t.dataset) and (not wanted or t.threat in wanted)]
+    if found and not tables:
+        raise UsageError(f"no results in {opened.path} {_filter(dataset, threats)}", hint=_nearest(found, dataset))
     if as_json:
         from robustbench_lite.leaderboard.json_table import to_json
 
         print_json([to_json(table) for table in tables])
     else:
-        print_tables(tables, form)
+        print_tables(tables, form, app.command_line)
     if out is not None:
-        for path in write_tables(tables, out):
+        for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
     if not tables:
         warn("no results to show: rbl status says what the store holds")
     return 0 if tables else 1
 
 
+def _filter(dataset: str | None, threats: Sequence[str]) -> str:
+    said = [f"on data set {dataset!r}"] * (dataset is not None) + [f"under {', '.join(threats)}"] * bool(threats)
+    return " ".join(said)
+
+
+def _nearest(found: Sequence[Leaderboard], dataset: str | None) -> str:
+    names = sorted({table.dataset for table in found})
+    if dataset is not None and dataset not in names:
+        return did_you_mean(dataset, names) or f"there are results on {', '.join(names)}"
+    titles = sorted({table.title for table in found if dataset in (None, table.dataset)})
+    return f"there are results of {'; '.join(titles)}"
+
+
+def _current(app: App, store: Store) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a result is what a run would compute now. Says how many are not, and why."""
+    from robustbench_lite.outdated import Outdated
+
+    specs = [cell.spec for cell in store.cells()]
+    outdated = Outdated(specs, app.registry(), app.data)
+    for reason, number in sorted(Counter(why for spec in specs if (why := outdated.why(spec))).items()):
+        stored = f"{number} stored results are" if number > 1 else "1 stored result is"
+        warn(f"{stored} left out of the tables: {reason} (rbl run computes anew; rbl report --outdated shows them)")
+    return lambda spec: not outdated.why(spec)
+
+
 def make_tables(
     store: Store,
     registry: Registry,
-    keys: Collection[str] | None = None,
-    plan: Plan | None = None,
-    extra: Sequence[Threat] = (),
+    wanted: Callable[[Mapping[str, Any]], bool],
+    extra: Iterable[Threat] = (),
 ) -> list[Leaderboard]:
-    """The leaderboards of a store. keys: the cells to take, all where None. extra: radii for minimal-norm cells."""
+    """The leaderboards of a store. wanted: by a cell's spec, whether to take it. extra: radii for minimal-norm cells."""
     from robustbench_lite.leaderboard import build_tables, metric_from, reference_from
-    from robustbench_lite.store import cell_key
-
-    def wanted(spec: Mapping[str, Any]) -> bool:
-        return keys is None or cell_key(spec) in keys
 
     tables = build_tables(
         store.results(wanted),
         metric=metric_from(registry),
         reference=reference_from(registry),
         not_applicable=_not_applicable([cell.spec for cell in store.cells() if wanted(cell.spec)]),
-        threats=[*extra, *({Threat.parse(cell.threat) for cell in plan.cells} if plan else ())],
+        threats=extra,
         note=warn,
     )
     for message in store.messages:
@@ -81,8 +115,8 @@ def make_tables(
     return tables
 
 
-def print_tables(tables: Sequence[Leaderboard], form: str = "auto") -> None:
-    """Print tables as for a terminal, as Markdown or as CSV."""
+def print_tables(tables: Sequence[Leaderboard], form: str, command: str) -> None:
+    """Print tables as for a terminal, as Markdown (which names the command that makes it) or as CSV."""
     if form == "terminal" or (form == "auto" and is_terminal()):
         from rich.console import Console
 
@@ -94,14 +128,21 @@ def print_tables(tables: Sequence[Leaderboard], form: str = "auto") -> None:
     from robustbench_lite.leaderboard import csv_table, markdown
 
     for table in tables:
-        click.echo(csv_table.render(table) if form == "csv" else markdown.render(table), nl=False)
+        click.echo(csv_table.render(table) if form == "csv" else markdown.render(table, command=command), nl=False)
 
 
-def write_tables(tables: Sequence[Leaderboard], folder: Path, made_by: str = "rbl report") -> list[Path]:
-    """Write tables as Markdown, CSV and JSON; made_by: the command that makes them again, shown in the Markdown."""
+def write_tables(tables: Sequence[Leaderboard], folder: Path, app: App) -> list[Path]:
+    """Write tables as Markdown, which names the command that makes them again, CSV and JSON."""
     from robustbench_lite.leaderboard import write_all
+    from robustbench_lite.planner import contributed_protocols
+    from robustbench_lite.protocol import known_protocols
 
-    return write_all(tables, folder, command=made_by)
+    known = known_protocols(contributed_protocols(app.registry()))
+
+    def radii(protocol: str, dataset: str) -> Sequence[str]:
+        return known[protocol].rules(dataset).threats if protocol in known else ()
+
+    return write_all(tables, folder, command=app.command_line, radii=radii)
 
 
 def _not_applicable(specs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lite.cli.app import App, json_option, print_json, warn
+from robustbench_lite.cli.app import App, counted, json_option, print_json, warn
 from robustbench_lite.request import RunRequest, load_request
 
 if TYPE_CHECKING:
@@ -49,20 +50,9 @@ def read_request(app: App, options: dict[str, Any]) -> RunRequest:
     """The request of ``--config`` and the options given; plugin files of the file are added to the app's."""
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     config = given.pop("config", None)
-    if "weights" in given:
-        given["weights"] = dict(_assignment(text) for text in given["weights"])
-    if app.plugin_files:
-        given["plugin"] = app.plugin_files
     request = load_request(config, given)
-    app.plugin_files = list(request.plugin)
-    return request
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    defense, separator, path = text.rpartition("=")
-    if not separator or not defense:
-        raise click.BadParameter(f"{text!r} must read DEFENSE=FILE", param_hint="--weights")
-    return defense, path
+    app.plugin_files = list(dict.fromkeys([*app.plugin_files, *request.plugin]))
+    return request.model_copy(update={"plugin": tuple(app.plugin_files)})
 
 
 @click.command("run")
@@ -79,14 +69,15 @@ def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **optio
     request = read_request(app, options)
     registry = app.registry()
 
-    from robustbench_lite.cli.plan import print_plan
+    if dry_run:
+        from robustbench_lite.cli.plan import show_plan
+
+        show_plan(app, request, as_json)
+        return 0
+
     from robustbench_lite.planner import make_plan
     from robustbench_lite.store import Store
 
-    if dry_run:
-        present = (request.store / "FORMAT").exists()
-        print_plan(make_plan(request, registry, Store.open(request.store, create=False) if present else None), as_json)
-        return 0
     store = Store.open(request.store)
     plan = make_plan(request, registry, store)
     statuses = _execute(app, request, plan)
@@ -106,6 +97,8 @@ def _execute(app: App, request: RunRequest, plan: Plan) -> dict[str, tuple[str, 
     todo = [cell for cell in plan.cells if cell.to_run]
     statuses: dict[str, tuple[str, str]] = {}
     if not todo:
+        if stored := sum(cell.state == "cached" for cell in plan.cells):
+            warn(f"nothing left to run: {counted(stored, 'cell')} stored")
         return statuses
     slots = find_slots(request.device, request.workers, len(todo))
     items = [WorkItem.of(cell, request, slots[0].device) for cell in todo]
@@ -125,7 +118,7 @@ def _execute(app: App, request: RunRequest, plan: Plan) -> dict[str, tuple[str, 
             progress.stop()
             done = sum(status in ("done", "cached") for status, _ in statuses.values())
             warn(
-                f"interrupted: {done} of {len(todo)} cells are done, and the finished shards of the others are kept in "
+                f"interrupted: {done} of {counted(len(todo), 'cell')} done, and the finished shards of the others are kept in "
                 f"{request.store}; run the same command again to go on"
             )
             raise
@@ -158,10 +151,13 @@ def _report(
 ) -> int:
     """Print and write the tables of this run, and the exit code: 1 where a cell failed or nothing could be run."""
     from robustbench_lite.cli.report import make_tables, print_tables, write_tables
-    from robustbench_lite.store import Store
+    from robustbench_lite.store import Store, cell_key
+    from robustbench_lite.threat import Threat
 
     wanted = {cell.key for cell in plan.cells if cell.key}
-    tables = make_tables(Store.open(request.store, create=False, read_only=True), app.registry(), wanted, plan)
+    store = Store.open(request.store, create=False, read_only=True)
+    threats = {Threat.parse(cell.threat) for cell in plan.cells}
+    tables = make_tables(store, app.registry(), lambda spec: cell_key(spec) in wanted, sorted(threats, key=str))
     if as_json:
         from robustbench_lite.leaderboard.json_table import to_json
 
@@ -170,9 +166,9 @@ def _report(
             {"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": [to_json(t) for t in tables]}
         )
     else:
-        print_tables(tables)
+        print_tables(tables, "auto", app.command_line)
     if out is not None:
-        for path in write_tables(tables, out):
+        for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
     labels = {cell.key: f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})" for cell in plan.cells}
     failures = {key: value for key, value in statuses.items() if value[0] not in ("done", "cached")}
@@ -183,8 +179,13 @@ def _report(
     for reason in sorted(unusable):
         warn(reason)
     if failures:
-        warn(f"{len(failures)} of {len(statuses)} cells failed; what succeeded is kept, and the same command tries them again")
-    if not any(cell.state != "skip" for cell in plan.cells):
-        warn("nothing could be run: `rbl plan` with the same options says why")
-        return 1
+        warn(
+            f"{len(failures)} of {counted(len(statuses), 'cell')} failed; what succeeded is kept, and the same command tries "
+            "them again"
+        )
+    if plan.cells and all(cell.state == "skip" for cell in plan.cells):
+        for reason, number in Counter(cell.reason for cell in plan.cells if cell.reason not in unusable).items():
+            warn(f"{counted(number, 'cell')} skipped: {reason}")
+        warn("nothing could be run; `rbl plan` with the same options shows every cell")
+        return 2
     return 1 if failures or unusable else 0

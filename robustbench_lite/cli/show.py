@@ -11,6 +11,7 @@ from robustbench_lite.cli.app import App, json_option, print_json, print_table
 from robustbench_lite.errors import RblError, UnknownName, did_you_mean
 
 if TYPE_CHECKING:
+    from robustbench_lite.protocol import Protocol
     from robustbench_lite.registry import Entry, Registry
 
 PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
@@ -24,11 +25,14 @@ PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
 def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
     """Show summary, paper, traits and parameters (type, default, meaning) of NAME."""
     registry = app.registry()
+    if kind in (None, "protocol") and (protocol := _protocol(registry, name, kind)):
+        _show_protocol(protocol, as_json)
+        return
     entry = find_anything(registry, name, kind)
     try:
         from robustbench_lite.parameters import describe
 
-        parameters = [] if entry.kind == "protocol" else describe(registry.factory(entry))
+        parameters = describe(registry.factory(entry))
         problem = ""
     except RblError as error:
         parameters, problem = [], str(error)
@@ -43,6 +47,38 @@ def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
     click.echo("\nParameters, set as " + f"{entry.spec.name}[name=value,...]\n" if parameters else "\nNo parameters.")
     rows = [(p.name, p.type, "required" if p.required else p.default, ", ".join(p.constraints), p.doc) for p in parameters]
     print_table(rows, ("name", "type", "default", "constraints", "meaning"), "")
+
+
+def _protocol(registry: Registry, name: str, kind: str | None) -> Protocol | None:
+    """The protocol of that name, of the core or of a plugin; None where another kind of object may be meant."""
+    from robustbench_lite.planner import contributed_protocols
+    from robustbench_lite.protocol import find_protocol
+
+    others = [e for k in PLUGIN_KINDS[:-1] for e in registry.entries(k) if name in (e.id, e.spec.name)]
+    if kind is None and others:
+        return None
+    try:
+        return find_protocol(name, contributed_protocols(registry))
+    except UnknownName:
+        if kind is not None:
+            raise
+        return None
+
+
+def _show_protocol(protocol: Protocol, as_json: bool) -> None:
+    if as_json:
+        print_json({"kind": "protocol", **protocol.model_dump(mode="json")})
+        return
+    click.echo(f"protocol {protocol.name}\n{protocol.summary}\n")
+    facts: list[tuple[str, Any]] = [("paper", protocol.reference)] if protocol.reference else []
+    facts += protocol.settings().items()
+    for attack, values in protocol.attacks.items():
+        facts.append((attack, ", ".join(f"{key}={value}" for key, value in values.items())))
+    print_table(facts, ("", ""), "")
+    click.echo()
+    rules = [*protocol.datasets.items(), ("others", protocol.default)]
+    rows = [(name, ", ".join(r.threats) or "as asked for", "all" if r.n is None else r.n) for name, r in rules]
+    print_table(rows, ("data set", "threat models", "n"), "")
 
 
 def _facts(entry: Entry) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robustbench_lite.cli.app import App, json_option, open_store, print_json, print_table, store_option
+from robustbench_lite.cli.app import App, counted, json_option, open_store, print_json, print_table, store_option
 
 
 @click.command("status")
@@ -23,7 +23,7 @@ def command(app: App, store: Path | None, as_json: bool) -> None:
     for cell in opened.cells():
         spec = cell.spec
         shards = count_shards(spec["protocol"]["n"])
-        state = cell.state(shards)
+        state = cell.state(shards, verify=True)
         at_work = holder(cell.folder) if state.status != "done" else None
         cells.append(
             {
@@ -47,6 +47,6 @@ def command(app: App, store: Path | None, as_json: bool) -> None:
     shown = ("status", "dataset", "threat", "protocol", "defense", "attack", "shards", "attempts", "reason")
     rows = [[str(c[name]).splitlines()[0] if c[name] else "" for name in shown] for c in open_cells]
     print_table(rows, shown, "every stored cell is done" if cells else "no cells yet")
-    click.echo(f"\n{opened.path}: {len(cells)} cells, {len(cells) - len(open_cells)} done")
+    click.echo(f"\n{opened.path}: {counted(len(cells), 'cell')}, {len(cells) - len(open_cells)} done")
     for stray in strays:
         click.echo(stray)

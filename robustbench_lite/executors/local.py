@@ -15,12 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustbench_lite.errors import RblError
+from robustbench_lite.errors import RblError, StoreError
 from robustbench_lite.executors.slots import Slot
 from robustbench_lite.runner import WorkItem
 from robustbench_lite.store import Store
 
 POLL_SECONDS = 0.5
+
+# How often to look whether a worker has died without its pipe saying so, because a child of it still holds the pipe open.
+LOOK_SECONDS = 1.0
+
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -78,6 +82,11 @@ class Worker:
             self._unfinished += data
         *lines, self._unfinished = self._unfinished.split(b"\n")
         return [json.loads(line) for line in lines if line], gone
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended."""
+        return self.process.poll() is not None
 
     def log_tail(self, characters: int = 2000) -> str:
         """The end of what it printed."""
@@ -147,8 +156,9 @@ class _Run:
                 self._start(slot)
             while self._queue or self._later or any(w.item for w in self._workers):
                 self._hand_out()
-                for key, _ in self._selector.select(self._patience()):
-                    self._hear(key.data)
+                speaking = [key.data for key, _ in self._selector.select(self._patience())]
+                for worker in [*speaking, *(w for w in self._workers if w.dead and w not in speaking)]:
+                    self._hear(worker)
                 for worker in [w for w in self._workers if w.deadline is not None and time.monotonic() > w.deadline]:
                     self._bury(worker, "timeout", f"longer than {self._timeout:g} s\n  fix: raise --timeout")
         finally:
@@ -161,10 +171,10 @@ class _Run:
         self._workers.append(worker)
         self._selector.register(worker.events, selectors.EVENT_READ, worker)
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         """How long to sleep when nothing happens."""
         times = [w.deadline for w in self._workers if w.deadline is not None] + [when for when, _ in self._later]
-        return max(0.0, min(times) - time.monotonic()) + 0.01 if times else None
+        return min([LOOK_SECONDS, *(max(0.0, when - time.monotonic()) + 0.01 for when in times)])
 
     def _hand_out(self) -> None:
         now = time.monotonic()
@@ -184,6 +194,7 @@ class _Run:
         raise IndexError("the queue is empty")
 
     def _hear(self, worker: Worker) -> None:
+        dead = worker.dead  # asked first: what it said before it died has arrived by now
         events, gone = worker.read()
         for event in events:
             if event["event"] == "ready":
@@ -194,7 +205,7 @@ class _Run:
                 if event["status"] == "busy" and item is not None:
                     self._later.append((time.monotonic() + POLL_SECONDS, item))
             self._emit(event)
-        if gone:
+        if gone or dead:
             if not worker.ready:
                 raise RblError(f"a worker process could not start: {worker.death()}\n{worker.log_tail()}", hint="rbl doctor")
             self._bury(worker, "crashed", worker.death())
@@ -208,7 +219,10 @@ class _Run:
         worker.close()
         if item is not None:
             full = f"{reason}; its last words:\n{said}" if said and status == "crashed" else reason
-            Store.open(Path(item.store)).cell(item.spec).end_attempts(status, full, pid=worker.process.pid)
+            try:
+                Store.open(Path(item.store)).cell(item.spec).end_attempts(status, full, pid=worker.process.pid)
+            except StoreError as error:  # a full disk costs the record, not the run
+                reason = f"{reason} (not recorded: {error.message})"
             self._emit({"event": "finished", "key": item.key, "label": item.label, "status": status, "reason": reason})
         if self._queue or self._later:
             self._start(worker.slot)

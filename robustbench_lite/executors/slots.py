@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 
 from robustbench_lite.errors import UsageError
+from robustbench_lite.request import parse_devices
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,17 @@ def find_slots(device: str, workers: int | None, cells: int) -> list[Slot]:
     """
     import torch
 
-    wanted = device
-    if device == "auto":
-        wanted = ",".join(f"cuda:{i}" for i in range(torch.cuda.device_count())) or "cpu"
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if names == ["cpu"]:
+    names = parse_devices(device)
+    if names == ("auto",):
+        names = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
+    if names == ("cpu",):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = workers or max(1, min(cores, cells))
         return [Slot("cpu", max(1, cores // count))] * count
     for name in names:
-        if not re.fullmatch(r"cuda(:\d+)?", name):
-            raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0,cuda:1")
-        number = int(name.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
+        if int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
             raise UsageError(
                 f"device {name} is not there: torch sees {torch.cuda.device_count()} GPUs",
                 hint="rbl doctor lists the devices; --device cpu runs without a GPU",
             )
-    return [Slot(name if ":" in name else f"{name}:0") for name in names for _ in range(workers or 1)]
+    return [Slot(name) for name in names for _ in range(workers or 1)]

@@ -1,4 +1,9 @@
-"""Writes leaderboards to a folder: ``digits-linf.md``, ``.json`` and ``.csv``, each whole or not at all."""
+"""Writes leaderboards to a folder: ``digits-linf.md``, ``.json`` and ``.csv``, each whole or not at all.
+
+The plain name ``<data set>-<norm>`` is that of the default run: the radius that the protocol sets (the only radius, where it
+sets none), the default protocol in its newest version, the most examples, seed 0. Other tables have what differs added to
+their names.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +11,106 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from robustbench_lite.errors import StoreError
 from robustbench_lite.leaderboard import csv_table, json_table, markdown
 from robustbench_lite.leaderboard.model import Leaderboard
-from robustbench_lite.lease import write_file
+from robustbench_lite.lease import remove_file, write_file
+from robustbench_lite.protocol import DEFAULT, builtin_protocols
+from robustbench_lite.threat import Threat
 
-# What a file's name may also need to say, in this order; only what differs between the tables that would share the name.
-_TELLING: tuple[Callable[[Leaderboard], str], ...] = (
-    lambda t: t.dataset,
-    lambda t: t.threat.norm,
-    lambda t: t.threat.spelling,
-    lambda t: f"{t.protocol['name']}-{t.protocol['version']}",
-    lambda t: f"n{t.n}",
-    lambda t: f"seed{t.seed}",
-)
+ENDINGS = ("md", "json", "csv")
+
+# The threat models that a protocol sets for a data set, by the protocol's and the data set's name.
+Radii = Callable[[str, str], Sequence[str]]
+
+
+def builtin_radii(protocol: str, dataset: str) -> Sequence[str]:
+    """The threat models that a protocol of the core sets for a data set; none for other protocols."""
+    known = builtin_protocols()
+    return known[protocol].rules(dataset).threats if protocol in known else ()
 
 
 def write_all(
-    tables: Sequence[Leaderboard], folder: Path, stem: str | None = None, *, command: str = "rbl report"
+    tables: Sequence[Leaderboard], folder: Path, *, command: str = "rbl report", radii: Radii = builtin_radii
 ) -> list[Path]:
     """Write each table as Markdown, JSON and CSV; returns the paths.
 
-    stem: the files' name without ending, where ``<data set>-<norm>`` is not wanted. Tables that would share a name get what
-    tells them apart added: radius, protocol, n, seed. command: what makes the tables again, shown in the Markdown.
+    command: what makes the tables again, shown in the Markdown. radii: see ``stems``. Where the folder holds one of the tables
+    under another name, from an earlier call, that goes; all other files are left alone.
 
-    Raises StoreError where the folder cannot be written. Other files in it are left alone.
+    Raises StoreError where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}", hint="name another folder") from error
     written: list[Path] = []
-    for table, name in zip(tables, stems(tables, stem), strict=True):
+    for table, name in zip(tables, stems(tables, radii=radii), strict=True):
         texts = {
             "md": markdown.render(table, command=command),
             "json": json_table.render(table),
             "csv": csv_table.render(table),
         }
-        for ending, text in texts.items():
+        for ending in ENDINGS:
             path = folder / f"{name}.{ending}"
-            write_file(path, text.encode("utf-8"))
+            write_file(path, texts[ending].encode("utf-8"))
             written.append(path)
+    current = [_identity(json_table.to_json(table)) for table in tables]
+    for path in sorted(folder.glob("*.json")):
+        if path not in written and _identity(_read(path)) in current:
+            for ending in ENDINGS:
+                remove_file(path.with_suffix(f".{ending}"))
     return written
 
 
-def stems(tables: Sequence[Leaderboard], stem: str | None = None) -> list[str]:
-    """A file name without ending for each table, unique among them."""
-    wanted = [_slug(stem or f"{t.dataset}-{t.threat.norm}") for t in tables]
-    named = []
-    for table, name in zip(tables, wanted, strict=True):
-        rivals = [t for t, other in zip(tables, wanted, strict=True) if other == name]
-        telling = [tell(table) for tell in _TELLING if len({tell(t) for t in rivals}) > 1]
-        named.append("-".join([name, *(_slug(said) for said in telling)]))
+def stems(tables: Sequence[Leaderboard], *, radii: Radii = builtin_radii) -> list[str]:
+    """A file name without ending for each table, unique among them.
+
+    radii: the threat models that a protocol sets for a data set; the first of a norm has no radius in its name.
+    """
+    named = ["-".join([_slug(f"{t.dataset}-{t.threat.norm}"), *map(_slug, _telling(t, tables, radii))]) for t in tables]
     times = Counter(named)
     return [name if times[name] == 1 else f"{name}-{_checksum(t)}" for name, t in zip(named, tables, strict=True)]
+
+
+def _telling(table: Leaderboard, tables: Sequence[Leaderboard], radii: Radii) -> Iterator[str]:
+    """What a table's name must say beyond data set and norm."""
+    threat, name, version = table.threat, table.protocol["name"], table.protocol["version"]
+    rivals = [t for t in tables if (t.dataset, t.threat.norm) == (table.dataset, threat.norm)]
+    usual = [t for t in map(Threat.parse, radii(name, table.dataset)) if t.norm == threat.norm][:1]
+    if usual != [threat] and (usual or len({t.threat for t in rivals}) > 1):
+        yield threat.spelling
+    rivals = [t for t in rivals if t.threat == threat and t.protocol["name"] == name]
+    newest = max(t.protocol["version"] for t in rivals)
+    if name != DEFAULT or version != newest:
+        yield name if version == newest else f"{name}-{version}"
+    rivals = [t for t in rivals if t.protocol["version"] == version]
+    if (table.n or 0) < max(t.n or 0 for t in rivals):
+        yield f"n{table.n}"
+    if table.seed:
+        yield f"seed{table.seed}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _identity(content: Any) -> str | None:
+    """What a table is about, from its JSON; None for anything that is no leaderboard."""
+    if not isinstance(content, dict) or content.get("format") != json_table.FORMAT or "rows" not in content:
+        return None
+    about = {key: content.get(key) for key in ("dataset", "protocol", "seed")}
+    threat = content.get("threat")
+    sizes = {key: threat.get(key) for key in ("norm", "eps")} if isinstance(threat, dict) else threat
+    union = sizes == {"norm": "union", "eps": 1.0}
+    return json.dumps([about, threat if union else sizes], sort_keys=True, default=str)
 
 
 def _slug(text: str) -> str:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.support import command, environment, rbl, rbl_json
+from tests.forked import Forge
+from tests.support import TOY, invoke
 
 RUN = ("run", "--n", "300", "--dataset", "toy/blobs[n=300]", "--defense", "toy/mean", "--threat", "linf:0.08")
 
 
 def finished(store: Path) -> dict[str, dict[str, str]]:
-    return {cell["attack"]: cell for cell in rbl_json("status", "--store", store)["cells"]}
+    return {cell["attack"]: cell for cell in invoke("status", "--store", store, "--json").json["cells"]}
 
 
 def test_a_dying_hanging_or_raising_worker_costs_its_cell_only(tmp_path: Path) -> None:
     store = tmp_path / "store"
     attacks = "toy/segfaults,toy/shift,toy/exits,toy/raises,toy/hangs,toy/greedy"
-    done = rbl(*RUN, "--attack", attacks, "--store", store, "--timeout", 6, "--workers", 2, code=1)
+    done = invoke(*RUN, "--attack", attacks, "--store", store, "--timeout", 6, "--workers", 2, code=1)
     cells = finished(store)
     assert {name: cell["status"] for name, cell in cells.items()} == {
         "shift": "done",
@@ -37,9 +37,8 @@ def test_a_dying_hanging_or_raising_worker_costs_its_cell_only(tmp_path: Path) -
     assert "ValueError: half way through" in cells["raises"]["reason"]
     assert "longer than 6 s" in cells["hangs"]["reason"]
     assert "declared access 'scores'" in cells["greedy"]["reason"]
-    assert "5 of 6 cells failed" in done.stderr
-    assert "Traceback" not in done.stderr
-    again = rbl_json(*RUN, "--attack", attacks, "--store", store, "--dry-run")
+    assert "5 of 6 cells failed" in done.err
+    again = invoke(*RUN, "--attack", attacks, "--store", store, "--dry-run", "--json").json
     states = {cell["attack"]: (cell["state"], cell["reason"]) for cell in again["cells"]}
     assert states["shift"] == ("cached", "")
     assert states["raises"][0] == "failed"
@@ -48,7 +47,7 @@ def test_a_dying_hanging_or_raising_worker_costs_its_cell_only(tmp_path: Path) -
 
 def test_what_a_raising_attack_had_found_is_kept_and_is_no_score(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    table = rbl_json(*RUN, "--attack", "toy/raises", "--store", store, "--executor", "inline", code=1)["tables"][0]
+    done = invoke(*RUN, "--attack", "toy/raises", "--store", store, "--executor", "inline", "--json", code=1)
     from robustbench_lite.store import Store
 
     (cell,) = Store.open(store, read_only=True).cells()
@@ -56,44 +55,47 @@ def test_what_a_raising_attack_had_found_is_kept_and_is_no_score(tmp_path: Path)
     assert salvaged is not None
     assert 0 < salvaged["success"].sum() <= 128  # the first half of the first shard of 256
     assert cell.load().status == "error"
-    assert all(row["rank"] is None for row in table["rows"])
+    assert all(row["rank"] is None for row in done.json["tables"][0]["rows"])
 
 
 def test_points_outside_the_threat_model_are_refused_with_a_footnote(tmp_path: Path) -> None:
-    done = rbl(*RUN, "--attack", "toy/cheats,toy/shift", "--store", tmp_path / "s", "--executor", "inline")
-    assert "outside the threat model" in done.stdout
+    done = invoke(*RUN, "--attack", "toy/cheats,toy/shift", "--store", tmp_path / "s", "--executor", "inline")
+    assert "outside the threat model" in done.out
 
 
 def test_a_guessing_defense_fails_fast(tmp_path: Path) -> None:
     run = ("run", "--dataset", "toy/blobs", "--defense", "toy/guessing", "--threat", "linf:0.08", "--attack", "toy/shift")
-    done = rbl(*run, "--store", tmp_path / "s", "--executor", "inline", code=1)
-    assert "no better than chance" in done.stderr
+    done = invoke(*run, "--store", tmp_path / "s", "--executor", "inline", code=1)
+    assert "no better than chance" in done.err
 
 
 def test_output_of_a_plugin_does_not_corrupt_json(tmp_path: Path) -> None:
     for executor in ("inline", "local"):
-        found = rbl_json(*RUN, "--attack", "toy/prints", "--store", tmp_path / executor, "--executor", executor)
-        assert found["tables"][0]["rows"][0]["rank"] == 1
+        done = invoke(*RUN, "--attack", "toy/prints", "--store", tmp_path / executor, "--executor", executor, "--json")
+        assert done.json["tables"][0]["rows"][0]["rank"] == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_stops_within_seconds_and_says_how_to_go_on(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(("how", "executor"), [(signal.SIGINT, "local"), (signal.SIGINT, "inline"), (signal.SIGTERM, "local")])
+def test_an_interrupted_run_stops_within_seconds_and_says_how_to_go_on(
+    tmp_path: Path, forged: Forge, how: signal.Signals, executor: str
+) -> None:
     store = tmp_path / "store"
-    run = (*RUN, "--attack", "toy/slow[seconds=3],toy/shift", "--store", store, "--workers", 1)
-    process = subprocess.Popen(command(*run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment())
-    assert process.stderr is not None
-    assert "running 2 cells" in process.stderr.readline()
+    run = (*RUN, "--attack", "toy/slow[seconds=3],toy/shift", "--store", store, "--workers", 1, "--executor", executor)
+    process = forged.run(tmp_path, "--plugin", TOY, *run)
+    process.until("[1/2] done    mean x shift")
     deadline = time.monotonic() + 60
-    while not list(store.glob("cells/*/*/attempts/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(how)
+    while len(list(store.glob("cells/*/*/attempts/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill(how)
     began = time.monotonic()
-    said = process.communicate(timeout=30)[1]
+    assert process.wait() == 130
     assert time.monotonic() - began < 10
-    assert process.returncode == 130
-    assert "run the same command again" in said
-    assert "Traceback" not in said
-    rbl(*run)
+    assert "interrupted: 1 of 2 cells done" in process.said
+    assert "finished shards of the others are kept" in process.said
+    assert "run the same command again to go on" in process.said
+    assert "Traceback" not in process.said
+    again = invoke(*run, "--executor", "inline")
+    assert "running 1 cell, 2 shards" in again.err
     assert {cell["status"] for cell in finished(store).values()} == {"done"}
 
 
@@ -109,38 +111,34 @@ def test_results_do_not_depend_on_executor_workers_or_micro_batch(tmp_path: Path
     }
     found = {}
     for name, way in ways.items():
-        rbl(*run, *way, "--store", tmp_path / name)
+        invoke(*run, *way, "--store", tmp_path / name)
         found[name] = {r.key: r.arrays for r in Store.open(tmp_path / name, read_only=True).results()}
     assert len(found["inline"]) == 4
     for name in ("one", "two"):
         assert found[name].keys() == found["inline"].keys()
         for key, arrays in found["inline"].items():
             for array, values in arrays.items():
-                assert (
-                    abs(values.astype(float) - found[name][key][array].astype(float)).max() <= 1e-5
-                    or (values == found[name][key][array]).all()
-                ), (name, array)
+                np.testing.assert_allclose(found[name][key][array], values, rtol=0, atol=1e-5, err_msg=f"{name} {array}")
 
 
 def test_array_jobs_share_a_store_and_cover_every_cell_once(tmp_path: Path) -> None:
     run = ("run", "--dataset", "toy/blobs[n=300]", "--defense", "toy/mean,toy/mean[scale=2],toy/mean[scale=3]")
     run = (*run, "--threat", "linf:0.08", "--attack", "toy/shift,toy/slow[seconds=0]", "--store", tmp_path / "s")
-    parts = [rbl_json(*run, "--shard", f"{i}/3", "--dry-run")["cells"] for i in (1, 2, 3)]
+    parts = [invoke(*run, "--shard", f"{i}/3", "--dry-run", "--json").json["cells"] for i in (1, 2, 3)]
     keys = [cell["key"] for part in parts for cell in part]
     assert len(keys) == len(set(keys)) == 6
     for i in (1, 2, 3):
         if parts[i - 1]:
-            rbl(*run, "--shard", f"{i}/3", "--executor", "inline")
-    assert rbl_json(*run, "--dry-run")["counts"] == {"cached": 6}
+            invoke(*run, "--shard", f"{i}/3", "--executor", "inline")
+    assert invoke(*run, "--dry-run", "--json").json["counts"] == {"cached": 6}
 
 
 def test_a_minimal_norm_cell_serves_every_size(tmp_path: Path) -> None:
     run = ("run", "--dataset", "toy/blobs", "--defense", "toy/mean", "--attack", "toy/minimal", "--store", tmp_path / "s")
     robust = {}
     for eps in ("0.02", "0.05", "0.11"):
-        table = rbl_json(*run, "--threat", f"linf:{eps}", "--executor", "inline")["tables"]
-        (match,) = [t for t in table if t["threat"] == f"linf:{eps}"]
-        robust[eps] = match["rows"][0]["worst_case"]["value"]
-    assert rbl_json("status", "--store", tmp_path / "s")["cells"].__len__() == 1
+        (table,) = invoke(*run, "--threat", f"linf:{eps}", "--executor", "inline", "--json").json["tables"]
+        assert table["threat"]["text"] == f"linf:{eps}"
+        robust[eps] = table["rows"][0]["worst_case"]["value"]
+    assert len(finished(tmp_path / "s")) == 1
     assert 1 > robust["0.02"] > robust["0.05"] > robust["0.11"]
-    assert json.dumps(robust)

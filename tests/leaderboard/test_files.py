@@ -38,28 +38,66 @@ def test_writing_again_changes_no_byte_and_leaves_other_files(tmp_path, tables, 
     ("others", "expected"),
     [
         ([{"threat": "l2:0.5"}], ["digits-linf", "digits-l2"]),
-        ([{"dataset": "mnist"}], ["digits-linf", "mnist-linf"]),
-        ([{"threat": "linf:8/255"}], ["digits-linf-8-255", "digits-linf-0.15"]),
-        ([{"protocol": {"name": "standard"}}], ["digits-linf-quick-1", "digits-linf-standard-1"]),
-        ([{"protocol": {"version": 2}}], ["digits-linf-quick-1", "digits-linf-quick-2"]),
-        ([{"n": 20, "subset": "t" * 64}], ["digits-linf-n20", "digits-linf-n40"]),
-        ([{"seed": 1}], ["digits-linf-seed0", "digits-linf-seed1"]),
+        ([{"dataset": "mnist", "threat": "linf:0.3"}], ["digits-linf", "mnist-linf"]),
+        ([{"threat": "linf:8/255"}], ["digits-linf-8-255", "digits-linf"]),
+        ([{"protocol": {"name": "standard"}}], ["digits-linf", "digits-linf-standard"]),
+        ([{"protocol": {"version": 2}}], ["digits-linf-quick-1", "digits-linf"]),
+        ([{"n": 20, "subset": "t" * 64}], ["digits-linf-n20", "digits-linf"]),
+        ([{"seed": 1}], ["digits-linf", "digits-linf-seed1"]),
         (
             [{"threat": "linf:0.3"}, {"threat": "linf:0.3", "seed": 1}],
-            ["digits-linf-0.15-seed0", "digits-linf-0.3-seed0", "digits-linf-0.3-seed1"],
+            ["digits-linf", "digits-linf-0.3", "digits-linf-0.3-seed1"],
+        ),
+        (
+            [{"dataset": "mine"}, {"dataset": "mine", "threat": "linf:0.3"}],
+            ["digits-linf", "mine-linf-0.15", "mine-linf-0.3"],
         ),
     ],
 )
-def test_names_say_what_tells_tables_apart(make_cell, tables, others, expected):
+def test_names_say_what_differs_from_the_default_run(make_cell, tables, others, expected):
     found = tables([make_cell(), *(make_cell(**other) for other in others)])
     assert stems(found) == expected
     assert stems(found[::-1]) == expected[::-1]
 
 
-def test_a_name_of_ones_own(make_cell, tables, tmp_path):
-    found = tables([make_cell(), make_cell(threat="l2:0.5")])
-    assert stems(found[:1], "mine") == ["mine"]
-    assert stems(found, "mine") == ["mine-linf-0.15", "mine-l2-0.5"]
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        ({}, "digits-linf"),
+        ({"threat": "linf:0.1"}, "digits-linf-0.1"),
+        ({"threat": "linf:0.150"}, "digits-linf"),
+        ({"protocol": {"name": "standard"}}, "digits-linf-standard"),
+        ({"protocol": {"name": "mine"}}, "digits-linf-mine"),
+        ({"seed": 2}, "digits-linf-seed2"),
+        ({"threat": "l2:0.5"}, "digits-l2"),
+    ],
+)
+def test_a_table_alone_has_the_name_that_it_has_among_others(make_cell, tables, cell, name):
+    assert stems(tables([make_cell(**cell)])) == [name]
+
+
+def test_a_protocol_of_a_plugin_says_which_radius_is_the_usual_one(make_cell, tables):
+    found = tables([make_cell(dataset="mine", threat="linf:0.1"), make_cell(dataset="mine", threat="linf:0.2")])
+    assert stems(found, radii=lambda protocol, dataset: ("l2:1", "linf:0.2", "linf:0.1")) == ["mine-linf-0.1", "mine-linf"]
+
+
+def test_a_second_radius_leaves_no_table_under_its_old_name(make_cell, tables, tmp_path):
+    first = make_cell(dataset="mine", threat="linf:0.1")
+    (tmp_path / "mine.json").write_text('{"format": 1, "rows": []}')
+    write_all(tables([first]), tmp_path)
+    assert "mine-linf.md" in content(tmp_path)
+    write_all(tables([first, make_cell(dataset="mine", threat="linf:0.2")]), tmp_path)
+    expected = {f"mine-linf-{eps}.{ending}" for eps in ("0.1", "0.2") for ending in ("md", "json", "csv")}
+    assert set(content(tmp_path)) == expected | {"mine.json"}
+
+
+def test_the_default_table_stays_when_another_radius_is_written(make_cell, tables, tmp_path):
+    write_all(tables([make_cell()]), tmp_path)
+    before = content(tmp_path)
+    write_all(tables([make_cell(threat="linf:0.1")]), tmp_path)
+    after = content(tmp_path)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
 
 
 def test_tables_that_nothing_readable_tells_apart_get_a_checksum(make_cell, tables):

@@ -38,6 +38,7 @@ def rbl_attacks():
     yield AttackSpec(name="raises", factory="toy:Raises", **common)
     yield AttackSpec(name="segfaults", factory="toy:Segfaults", **common)
     yield AttackSpec(name="exits", factory="toy:Exits", **common)
+    yield AttackSpec(name="orphans", factory="toy:Orphans", **common)
     yield AttackSpec(name="hangs", factory="toy:Hangs", **common)
     yield AttackSpec(name="cheats", factory="toy:Cheats", **common)
     yield AttackSpec(name="greedy", factory="toy:Greedy", norms=("linf",), access="scores")
@@ -143,7 +144,7 @@ class Minimal:
 
 @dataclass(frozen=True, kw_only=True)
 class Slow:
-    """As shift with random noise first, and ``seconds`` of sleep per shard; leaves a line in ``log`` for each shard."""
+    """As shift with random noise first, and ``seconds`` (or $TOY_SECONDS) of sleep per shard; a line in ``log`` for each."""
 
     seconds: float = 0.2
     log: str = ""
@@ -153,7 +154,7 @@ class Slow:
             with open(self.log, "a") as file:
                 file.write(f"{os.getpid()} {int(rng.integers(None, (), 0, 1 << 30)[0])}\n")
         noise = rng.uniform(None, x.shape[1:], low=-0.01, high=0.01)
-        time.sleep(self.seconds)
+        time.sleep(float(os.environ.get("TOY_SECONDS", self.seconds)))
         return threat.project(x, x + noise - threat.eps * (2.0 * y.view(-1, 1, 1, 1) - 1))
 
 
@@ -180,6 +181,16 @@ class Segfaults:
 class Exits:
     def __call__(self, target, x, y, threat, rng):
         os._exit(7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orphans:
+    """Forks a child, which inherits the worker's pipe and sleeps, and dies."""
+
+    def __call__(self, target, x, y, threat, rng):
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(9)
 
 
 @dataclass(frozen=True, kw_only=True)

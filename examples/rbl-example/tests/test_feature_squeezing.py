@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rbl_example.feature_squeezing import Squeezed
 from torch import nn
+
+from rbl_example.feature_squeezing import Squeezed
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustbench_lite.bpda import bpda
 from robustbench_lite.errors import PluginError
 from robustbench_lite.randomness import Randomness, keyed_draws, randn_like
+from robustbench_lite.surrogates import bpda
 
 
 def stairs(x: Tensor) -> Tensor:
@@ -124,3 +124,10 @@ def test_what_cannot_work_is_an_error() -> None:
         bpda(lambda t: t.long())(x)
     with pytest.raises(PluginError, match="list"):
         bpda(lambda t: t.tolist())(x)  # type: ignore[arg-type, return-value]
+
+
+def test_the_public_name_is_the_function_however_it_was_imported() -> None:
+    import robustbench_lite
+    import robustbench_lite.surrogates
+
+    assert robustbench_lite.bpda is robustbench_lite.surrogates.bpda

@@ -1,0 +1,105 @@
+"""Which stored results are out of date: those whose key the plugins that are installed would not give any more.
+
+Tables leave them out: a column of an attack's version 1 beside one of its version 2 would lack a result in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lite.errors import InvalidParameter, RblError
+from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields
+from robustbench_lite.store import canonical_json
+
+if TYPE_CHECKING:
+    from robustbench_lite.registry import Registry
+
+Spec = Mapping[str, Any]
+
+
+def difference(old: Spec, new: Spec, prefix: str = "") -> str:
+    """The names of what differs between two specs: ``attack version, defense weights``."""
+    changed: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed.append(difference(before, after, f"{prefix}{key} "))
+        else:
+            changed.append(f"{prefix}{key}")
+    return ", ".join(changed)
+
+
+class Outdated:
+    """Says of each of some stored specs why it is out of date.
+
+    A plugin's version is always compared. Parameters, weights and data are compared where the store holds several results of
+    one name, since that takes time. What cannot be found here (a plugin, weights, a data set) makes nothing out of date.
+    """
+
+    def __init__(self, specs: Iterable[Spec], registry: Registry, root: Path) -> None:
+        self._registry = registry
+        self._root = root
+        self._reasons: dict[str, str] = {}
+        named: dict[tuple[str, ...], dict[str, Spec]] = {}
+        for spec in specs:
+            for name, identity in _parts(spec):
+                named.setdefault(name, {})[identity] = spec
+        for (kind, *_), variants in named.items():
+            found = {identity: self._version(kind, spec[kind]) for identity, spec in variants.items()}
+            same = {identity: spec for identity, spec in variants.items() if not found[identity]}
+            if len(same) > 1:
+                found |= self._changed(kind, same)
+            self._reasons |= found
+
+    def why(self, spec: Spec) -> str:
+        """Why a result is out of date; empty where it is not."""
+        return next((reason for _, identity in _parts(spec) if (reason := self._reasons[identity])), "")
+
+    def _version(self, kind: str, part: Spec) -> str:
+        try:
+            installed = self._registry.get(kind, part["id"]).spec.version
+        except RblError:
+            return ""
+        if installed != part["version"]:
+            return f"{kind} {part['id']} was of version {part['version']}, installed is version {installed}"
+        return self._version(kind, part["base"]) if part.get("base") else ""
+
+    def _changed(self, kind: str, variants: Mapping[str, Spec]) -> dict[str, str]:
+        """Reasons by identity, for several results of one name and version."""
+        found: dict[str, str] = {}
+        for identity, spec in variants.items():
+            try:
+                now = self._now(kind, spec)
+            except InvalidParameter:
+                found[identity] = f"{kind} {spec[kind]['id']} has other parameters by now"
+            except RblError:
+                continue
+            else:
+                changed = difference(spec[kind], now)
+                found[identity] = f"{kind} {spec[kind]['label']}: {changed} changed since" if changed else ""
+        if "" in found.values():
+            return found
+        # None is what a run would use now. Weights may have been given by hand: their results are as good as any.
+        return {identity: reason for identity, reason in found.items() if "weights" not in reason}
+
+    def _now(self, kind: str, spec: Spec) -> Spec:
+        """What the part of a spec would be if it were planned now."""
+        if kind == "attack":
+            return attack_from_spec(self._registry, spec["attack"]).spec()
+        dataset = dataset_from_fields(self._registry, spec["dataset"], self._root)
+        if kind == "dataset":
+            return dataset.spec(dataset.subset(spec["protocol"]["n"]))
+        return defense_from_fields(self._registry, spec["defense"], dataset.info).spec()
+
+
+def _parts(spec: Spec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What each part of a spec is called, starting with its kind, and what identifies it among its namesakes."""
+    dataset = (spec["dataset"]["id"], spec["dataset"]["label"], str(spec["protocol"].get("n")))
+    for kind, where in (("attack", ()), ("defense", dataset[:2]), ("dataset", dataset[2:])):
+        part = spec[kind]
+        name = (kind, part["id"], part["label"], *where)
+        yield name, canonical_json({"name": list(name), "part": part})
