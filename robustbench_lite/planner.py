@@ -31,7 +31,6 @@ from robustbench_lite.store import Store, cell_key
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
-    from robustbench_lite.data import DatasetInfo
     from robustbench_lite.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
                 hint=f"rbl run --dataset {dataset_text} --threat linf:8/255",
             )
         subset = dataset.subset(request.n or rules.n)
-        defenses = _defenses(request, registry, dataset.info, weights)
+        defenses = _defenses(request, registry, dataset, weights)
         for threat in map(Threat.parse, threats):
             for defense in defenses:
                 for attack in attacks:
@@ -173,12 +172,12 @@ def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> lis
 
 
 def _defenses(
-    request: RunRequest, registry: Registry, info: DatasetInfo, weights: Mapping[str, Path]
+    request: RunRequest, registry: Registry, dataset: ResolvedDataset, weights: Mapping[str, Path]
 ) -> list[ResolvedDefense | _Unusable]:
     found: list[ResolvedDefense | _Unusable] = []
     for text in _expand(request.defense, registry, "defense"):
         try:
-            found.append(resolve_defense(registry, text.selector, info, weights))
+            found.append(resolve_defense(registry, text.selector, dataset.info, weights, dataset=dataset.label))
         except (PluginError, MissingWeights) as error:
             found.append(_Unusable(text.label, error))
         except UsageError as error:

@@ -202,13 +202,15 @@ class ResolvedDefense(Resolved):
 
 
 def resolve_defense(
-    registry: Registry, text: str, info: DatasetInfo, given: Mapping[str, Path] | None = None
+    registry: Registry, text: str, info: DatasetInfo, given: Mapping[str, Path] | None = None, *, dataset: str = ""
 ) -> ResolvedDefense:
     """Resolve a defense for a data set and find its weights. given: weights files by label, before all other places.
 
+    dataset: the selector of the data set, for messages; its short name where empty.
+
     Raises MissingWeights, and UsageError where the defense does not work on this data set.
     """
-    return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}), ())
+    return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}), (), dataset)
 
 
 def defense_from_spec(
@@ -230,9 +232,14 @@ def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: Datas
 
 
 def _with_weights(
-    registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path], inside: tuple[str, ...]
+    registry: Registry,
+    found: Resolved,
+    info: DatasetInfo,
+    given: Mapping[str, Path],
+    inside: tuple[str, ...],
+    dataset: str = "",
 ) -> ResolvedDefense:
-    """inside: labels of the wrappers that it is wrapped by."""
+    """inside: labels of the wrappers that it is wrapped by. dataset: see ``resolve_defense``."""
     declared = found.entry.spec
     if not isinstance(declared, DefenseSpec):
         raise PluginError(f"{found.entry.id} is not a defense")
@@ -253,10 +260,12 @@ def _with_weights(
                 f"wrapper {found.label} wraps itself: {' in '.join([found.label, *reversed(inside)])}",
                 hint=f"name another base: {found.entry.spec.name}[base=...]",
             )
-        wrapped = _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label))
+        wrapped = _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label), dataset)
         return ResolvedDefense(found.entry, found.instance, found.label, info, base=wrapped)
     try:
-        weights = find_weights(found.entry, found.instance, info.name, given=given.get(found.label), home=rbl_home())
+        weights = find_weights(
+            found.entry, found.instance, info.name, given=given.get(found.label), home=rbl_home(), selector=dataset
+        )
     except MissingWeights:
         if declared.kind == "trained":
             raise

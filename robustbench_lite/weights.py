@@ -57,8 +57,10 @@ def trained_path(entry: Entry, instance: object, dataset: str, home: Path) -> Pa
     return home / "weights" / dataset / f"{entry.namespace}--{weights_name(entry, instance)}.safetensors"
 
 
-def find_weights(entry: Entry, instance: object, dataset: str, *, given: Path | None, home: Path) -> WeightsFile:
-    """The weights of a defense (with its parameters) for a data set by its short name.
+def find_weights(
+    entry: Entry, instance: object, dataset: str, *, given: Path | None, home: Path, selector: str = ""
+) -> WeightsFile:
+    """The weights of a defense (with its parameters) for a data set by its short name. selector: as a person asks for it.
 
     Raises MissingWeights with the command that makes them, and UsageError for a file that does not fit.
     """
@@ -74,8 +76,8 @@ def find_weights(entry: Entry, instance: object, dataset: str, *, given: Path | 
         path = download(spec.weights[dataset], spec.weights_sha256[dataset], home)
         return _checked(path, "downloaded", entry, instance, dataset)
     label = parameters.label(entry.spec.name, type(instance), instance)
-    shown = f"'{label}'" if "[" in label else label
-    raise MissingWeights(f"{label} has no weights for {dataset}", hint=f"rbl train {shown} --dataset {dataset}")
+    shown, wanted = (f"'{text}'" if "[" in text else text for text in (label, selector or dataset))
+    raise MissingWeights(f"{label} has no weights for {dataset}", hint=f"rbl train {shown} --dataset {wanted}")
 
 
 def _places(entry: Entry, instance: object, dataset: str, home: Path) -> Iterator[tuple[Path, str]]:

@@ -304,3 +304,9 @@ def test_a_wrapper_in_itself_is_refused(registry: Registry) -> None:
 
 def test_shards() -> None:
     assert [count_shards(n) for n in (1, 256, 257, 10_000)] == [1, 1, 2, 40]
+
+
+def test_missing_weights_name_the_command_with_the_data_set_as_it_was_asked_for(plan: Callable[..., Plan]) -> None:
+    (cell,) = plan(defense="toy/needs-training", dataset="toy/blobs[n=100]").cells
+    assert cell.state == "skip"
+    assert cell.reason == "no weights: rbl train needs-training --dataset 'blobs[n=100]'"

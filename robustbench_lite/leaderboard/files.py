@@ -39,7 +39,8 @@ def write_all(
 ) -> list[Path]:
     """Write each table as Markdown, JSON and CSV; returns the paths.
 
-    command: what makes the tables again, shown in the Markdown. radii: see ``stems``. Where the folder holds one of the tables
+    command: what makes the tables again, shown in the Markdown. radii: see ``stems``. A table over more examples is not
+    overwritten by one over fewer, which gets ``-n64`` added to its name. Where the folder holds one of the tables
     under another name, from an earlier call, that goes; all other files are left alone.
 
     Raises StoreError where the folder cannot be written.
@@ -49,7 +50,8 @@ def write_all(
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}", hint="name another folder") from error
     written: list[Path] = []
-    for table, name in zip(tables, stems(tables, radii=radii), strict=True):
+    for table, stem in zip(tables, stems(tables, radii=radii), strict=True):
+        name = f"{stem}-n{table.n}" if _larger(folder / f"{stem}.json", table) else stem
         texts = {
             "md": markdown.render(table, command=command),
             "json": json_table.render(table),
@@ -111,6 +113,21 @@ def _identity(content: Any) -> str | None:
     sizes = {key: threat.get(key) for key in ("norm", "eps")} if isinstance(threat, dict) else threat
     union = sizes == {"norm": "union", "eps": 1.0}
     return json.dumps([about, threat if union else sizes], sort_keys=True, default=str)
+
+
+def _larger(path: Path, table: Leaderboard) -> bool:
+    """Whether a file holds the same table over more examples: a quick look must not overwrite it."""
+    content = _read(path)
+    if not isinstance(content, dict) or _identity(content) is None or not isinstance(content.get("n"), int):
+        return False
+    new = json_table.to_json(table)
+    same = all(_without_n(content.get(key)) == _without_n(new.get(key)) for key in ("protocol", "dataset", "seed"))
+    return same and content["n"] > (table.n or 0)
+
+
+def _without_n(value: Any) -> Any:
+    """A part of a table's JSON without what depends on how many examples were asked for."""
+    return {k: v for k, v in value.items() if k not in ("n", "subset")} if isinstance(value, dict) else value
 
 
 def _slug(text: str) -> str:

@@ -34,6 +34,17 @@ def test_writing_again_changes_no_byte_and_leaves_other_files(tmp_path, tables, 
     assert len(before) == 4
 
 
+def test_a_quick_look_does_not_overwrite_the_whole_table(tmp_path, make_cell, tables):
+    write_all(tables([make_cell(n=40)]), tmp_path)
+    before = content(tmp_path)
+    paths = write_all(tables([make_cell(n=20, subset="t" * 64)]), tmp_path)
+    assert [p.name for p in paths] == ["digits-linf-n20.md", "digits-linf-n20.json", "digits-linf-n20.csv"]
+    after = content(tmp_path)
+    assert before.items() <= after.items()
+    larger = write_all(tables([make_cell(n=50, subset="u" * 64)]), tmp_path)
+    assert [p.name for p in larger][:1] == ["digits-linf.md"]
+
+
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
