@@ -110,6 +110,7 @@ def _serve() -> None:
         if pid:
             print(pid, flush=True)
             continue
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background of a script
         os.chdir(question["folder"])
         os.environ.update(question["environment"])
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
