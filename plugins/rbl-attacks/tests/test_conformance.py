@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
+from battery import BATTERY
+
 from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
 from robustbench_lite.testing import AttackConformance
 
-
-class TestFGSM(AttackConformance):
-    attack = "rbl/fgsm"
-
-
-class TestPGD(AttackConformance):
-    attack = "rbl/pgd[steps=10]"
-
-
-class TestPGDFromTheImage(AttackConformance):
-    attack = "rbl/pgd[steps=10,start=zero,loss=margin,restarts=2]"
-
-
-class TestAPGD(AttackConformance):
-    attack = "rbl/apgd-ce[steps=10]"
-
-
-class TestSquare(AttackConformance):
-    attack = "rbl/square[queries=100]"
-
-
-class TestUniformNoise(AttackConformance):
-    attack = "rbl/uniform-noise"
-
-
-class TestGaussianNoise(AttackConformance):
-    attack = "rbl/gaussian-noise"
+for _selector in BATTERY:
+    _name = "Test_" + re.sub(r"\W+", "_", _selector).strip("_")
+    globals()[_name] = type(_name, (AttackConformance,), {"attack": f"rbl/{_selector}", "__module__": __name__})
 
 
 def test_every_attack_is_tested() -> None:
     brought = {entry.id for entry in load().entries("attack") if entry.distribution == "rbl-attacks"}
-    classes = [value for value in globals().values() if isinstance(value, type) and issubclass(value, AttackConformance)]
-    assert brought <= {parse_selector(each.attack).name for each in classes if hasattr(each, "attack")}
+    assert brought == {f"rbl/{parse_selector(selector).name}" for selector in BATTERY}

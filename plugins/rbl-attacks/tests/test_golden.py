@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from golden_networks import EXAMPLE, fixture, robust_accuracy
+from torch import Tensor
 
 from rbl_attacks import square
 from rbl_attacks.apgd import APGDCE
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.pgd import PGD
 from rbl_attacks.square import Square
-from robustbench_lite import Randomness, Target, Threat, losses
+from robustbench_lite import Threat, losses
 from robustbench_lite.testing import make_target
-
-Attack = Callable[[Target, Tensor, Tensor, Threat, Randomness], Tensor]
-
-EXAMPLE = 1 / 400
-
-
-@cache
-def fixture(name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network, and the test images that it classifies correctly."""
-    stored = np.load(Path(__file__).parent / "golden" / f"digits_{name}.npz")
-    layers: dict[str, nn.Conv2d | nn.Linear] = {
-        "c1": nn.Conv2d(1, 16, 3, padding=1),
-        "c2": nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        "f1": nn.Linear(512, 64),
-        "f2": nn.Linear(64, 10),
-    }
-    for key, layer in layers.items():
-        layer.load_state_dict({part: torch.from_numpy(stored[f"{key}.{part}"]) for part in ("weight", "bias")})
-    c1, c2, f1, f2 = layers.values()
-    model = nn.Sequential(c1, nn.ReLU(), c2, nn.ReLU(), nn.Flatten(), f1, nn.ReLU(), f2).eval()
-    digits = load_digits()
-    x = torch.from_numpy(digits.images[stored["test_index"]] / 16).float()[:, None]
-    y = torch.from_numpy(digits.target[stored["test_index"]]).long()
-    with torch.no_grad():
-        right = model(x).argmax(1) == y
-    return model, x[right], y[right]
-
-
-def robust_accuracy(name: str, threat: str, attack: Attack, *, access: str = "gradient", seed: int = 0) -> float:
-    """Judged afresh, as a share of the 400 examples."""
-    model, x, y = fixture(name)
-    limits = Threat.parse(threat)
-    target, rng = make_target(model, x, y, limits, access=access, seed=seed)
-    x_adv = attack(target, x, y, limits, rng)
-    assert limits.contains(x, x_adv).all()
-    assert limits.in_box(x_adv).all()
-    with torch.no_grad():
-        return int((model(x_adv).argmax(1) == y).sum()) * EXAMPLE
 
 
 def test_the_networks_are_as_published() -> None:

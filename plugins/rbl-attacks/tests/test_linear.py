@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from linear_problem import distances, margins, problem
 
 from rbl_attacks.apgd import APGDCE
 from rbl_attacks.fgsm import FGSM
@@ -18,8 +16,8 @@ from rbl_attacks.noise import GaussianNoise, UniformNoise
 from rbl_attacks.pgd import PGD
 from rbl_attacks.square import Square
 from robustbench_lite import Threat
-from robustbench_lite.testing import Linear, make_target
-from robustbench_lite.testing.closed_form import lowest_margin, smallest_eps
+from robustbench_lite.testing import make_target
+from robustbench_lite.testing.closed_form import lowest_margin
 
 WHITE_BOX = {
     "fgsm": FGSM(),
@@ -28,29 +26,6 @@ WHITE_BOX = {
     "pgd-margin": PGD(steps=20, loss="margin", restarts=2),
     "apgd-ce": APGDCE(steps=20),
 }
-SHAPE = (3, 8, 8)
-
-
-def problem(n: int = 48, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:
-    """A linear model and images, a third of whose values stand at the box's faces."""
-    model = Linear.binary(SHAPE, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    x = (torch.rand(n, *SHAPE, generator=generator) * 1.5 - 0.25).clamp(0, 1)
-    return model, x, model(x).argmax(1)
-
-
-def margins(model: Linear, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per example: w (n, d) and b (n,) of the margin that keeps its class."""
-    weight, bias = model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
-    return weight[y] - weight[1 - y], bias[y] - bias[1 - y]
-
-
-@cache
-def distances(norm: str) -> np.ndarray:
-    """The minimal perturbation of each example of ``problem()``."""
-    model, x, y = problem()
-    w, b = margins(model, y)
-    return np.array([smallest_eps(x[i].double().flatten().numpy(), w[i], b[i], norm) for i in range(len(x))])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
