@@ -1,0 +1,110 @@
+"""Invariants that hold for every attack of the table, beyond those of the conformance suite.
+
+The suite has: box, ball, finite values, same seed and batch independence, inputs and global state left alone, constant and NaN
+models. Here: more radius, more restarts and more queries never help the defense; shifting all logits changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from battery import BATTERY
+from golden_networks import fixture
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from robustbench_lite import Threat
+from robustbench_lite.registry import Registry, load
+from robustbench_lite.resolve import ResolvedAttack, resolve_attack
+from robustbench_lite.testing import make_target
+
+RADII = {"linf": (0.06, 0.12, 0.2), "l2": (0.4, 0.8, 1.2), "l1": (1.0, 2.0, 4.0), "l0": (2.0, 4.0, 8.0)}
+MORE = ("restarts", "queries", "draws", "samples")
+
+
+@cache
+def registry() -> Registry:
+    return load()
+
+
+@cache
+def attack(selector: str) -> ResolvedAttack:
+    return resolve_attack(registry(), f"rbl/{selector}")
+
+
+def norms(selector: str) -> list[str]:
+    return [norm for norm in attack(selector).declared.norms if norm in RADII]
+
+
+@cache
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """The adversarially trained network, and 500 digits that it classifies correctly."""
+    model, _, _ = fixture("at")
+    bundled = load_digits()
+    x, y = torch.from_numpy(bundled.images / 16).float()[:, None], torch.from_numpy(bundled.target).long()
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero()[:500, 0]
+    return model, x[right], y[right]
+
+
+def beaten(instance: Any, selector: str, threat: Threat, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(N,) bool, judged afresh; under a minimal-norm attack, beaten at all."""
+    declared = attack(selector).declared
+    target, rng = make_target(model, x, y, threat, access=declared.access, goal=declared.goal)
+    x_adv = instance(target, x, y, threat, rng)
+    with torch.no_grad():
+        return (model(x_adv).argmax(1) != y) & threat.contains(x, x_adv)
+
+
+FIXED = [(s, n) for s in BATTERY for n in norms(s) if attack(s).declared.goal == "fixed-budget"]
+
+
+@pytest.mark.parametrize(("selector", "norm"), FIXED)
+def test_a_larger_radius_beats_no_fewer(selector: str, norm: str) -> None:
+    """Within a point of 500 examples: a search may take another way at another radius."""
+    model, x, y = digits()
+    found = [int(beaten(attack(selector).instance, selector, Threat(norm, eps), model, x, y).sum()) for eps in RADII[norm]]
+    assert all(larger >= smaller - len(x) // 100 for smaller, larger in zip(found, found[1:], strict=False)), found
+
+
+LONGER = [(s, n, f.name) for s, n in FIXED for f in fields(attack(s).instance) if f.name in MORE]
+
+
+@pytest.mark.parametrize(("selector", "norm", "parameter"), LONGER)
+def test_a_longer_run_keeps_what_a_shorter_one_beats(selector: str, norm: str, parameter: str) -> None:
+    model, x, y = (part[:100] if isinstance(part, Tensor) else part for part in digits())
+    short = attack(selector).instance
+    value = getattr(short, parameter)
+    if not isinstance(value, int):
+        pytest.skip(f"{parameter} is not a number here")
+    threat = Threat(norm, RADII[norm][1])
+    before = beaten(short, selector, threat, model, x, y)
+    after = beaten(replace(short, **{parameter: value + max(1, value // 2)}), selector, threat, model, x, y)
+    assert (after | ~before).all()
+
+
+class Shifted(nn.Module):
+    """All logits of a model plus a constant."""
+
+    def __init__(self, base: nn.Module, by: float) -> None:
+        super().__init__()
+        self.base, self.by = base, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.base(x)
+        return logits + self.by
+
+
+@pytest.mark.parametrize(("selector", "norm"), [(s, norms(s)[0]) for s in BATTERY if norms(s)])
+def test_shifting_all_logits_changes_nothing(selector: str, norm: str) -> None:
+    """But for rounding, which may turn single examples of an iterated search."""
+    model, x, y = (part[:100] if isinstance(part, Tensor) else part for part in digits())
+    minimal = attack(selector).declared.goal == "minimal-norm"
+    threat = Threat(norm, float("inf") if minimal else RADII[norm][1])
+    plain = beaten(attack(selector).instance, selector, threat, model, x, y)
+    shifted = beaten(attack(selector).instance, selector, threat, Shifted(model, 2.0), x, y)
+    assert int((plain ^ shifted).sum()) <= 2
