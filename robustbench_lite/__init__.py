@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from robustbench_lite.results import MetricValue as MetricValue
     from robustbench_lite.surrogates import bpda as bpda
     from robustbench_lite.target import Target as Target
+    from robustbench_lite.target import mean_of_logits as mean_of_logits
     from robustbench_lite.torchvision_compat import import_torchvision as import_torchvision
     from robustbench_lite.training import TrainedDefense as TrainedDefense
 
@@ -55,6 +56,7 @@ _LAZY = {
     "CellResult": "robustbench_lite.results:CellResult",
     "MetricValue": "robustbench_lite.results:MetricValue",
     "Target": "robustbench_lite.target:Target",
+    "mean_of_logits": "robustbench_lite.target:mean_of_logits",
     "import_torchvision": "robustbench_lite.torchvision_compat:import_torchvision",
     "TrainedDefense": "robustbench_lite.training:TrainedDefense",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "hookimpl",
     "import_torchvision",
     "losses",
+    "mean_of_logits",
     "rand_like",
     "randn_like",
 ]

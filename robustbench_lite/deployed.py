@@ -6,7 +6,7 @@ The judge and the target both look at a defense through this class, so that an a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -17,6 +17,9 @@ from robustbench_lite.randomness import Randomness, keyed_draws
 
 Loss = Callable[..., Tensor]
 Forward = Callable[[Tensor], Tensor]
+
+# One of several losses (n,) and its gradient (n, ...) -> (n,) by what it is chosen: the least, and never inf or NaN.
+Rank = Callable[[Tensor, Tensor], Tensor]
 
 # What the activations of one micro-batch may take on a CPU, where running out of memory kills instead of raising.
 CPU_ACTIVATION_BYTES = 1 << 30
@@ -34,6 +37,15 @@ def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
         label = torch.maximum(label, scores[:, -1])
         others = others[:, :-1]
     return (others.amax(1) > label) & scores.isfinite().all(1)
+
+
+def leads(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
+    """(n,) by how much the best wrong class leads the label (and the refusal); 0 where none does, or scores are not finite."""
+    wrong = misclassified(scores, y, rejects)
+    label = scores.gather(1, y[:, None])[:, 0]
+    if rejects:
+        label, scores = torch.maximum(label, scores[:, -1]), scores[:, :-1]
+    return torch.where(wrong, scores.amax(1) - label, 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -155,6 +167,45 @@ class Deployed:
         scores, value, grad = self._in_chunks(len(x), run)
         return scores, value, grad
 
+    def least_loss_and_grad(
+        self, x: Tensor, losses: Loss, rank: Rank, aux: tuple[Tensor, ...], *, passes: int, key: str, ids: Tensor, draw: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """As ``loss_and_grad``, of that one of k losses (n, k) whose rank is least, for each example; and k.
+
+        One pass forward and k backward. Gradients are ranked one after the other, so that no k of them are held at a time
+        (but for averages over passes). Loss and gradient are zero where no rank is finite.
+        """
+        count = 0
+
+        def run(rows: slice) -> tuple[Tensor, ...]:
+            nonlocal count
+            extras, each = [a[rows] for a in aux], list[Tensor]()
+            values, gradients = x.new_zeros(()), iter(list[Tensor]())
+            for k in range(passes):
+                leaf = x[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    logits = self._differentiable_pass(leaf, key, ids[rows], draw[rows] + k)
+                    columns = losses(logits, *extras)
+                each.append(logits.detach().log_softmax(1) if self.stochastic else logits.detach())
+                values, found = values + columns.detach() / passes, _gradients(columns, leaf)
+                if passes > 1:
+                    before = list(gradients) or [torch.zeros_like(leaf)] * columns.shape[1]
+                    found = iter([a + b / passes for a, b in zip(before, found, strict=True)])
+                gradients, count = found, columns.shape[1]
+            value, gradient = torch.zeros_like(values[:, 0]), torch.zeros_like(x[rows])
+            least = torch.full_like(value, math.inf)
+            for column, grad in zip(values.unbind(1), gradients, strict=True):
+                size = rank(column, grad)
+                nearer = size < least
+                least, value = torch.where(nearer, size, least), torch.where(nearer, column, value)
+                gradient = torch.where(nearer.view(-1, *(1,) * (grad.dim() - 1)), grad, gradient)
+            return average(torch.stack(each, 1)), value, gradient
+
+        if not len(x):
+            return x.new_zeros((0, self._columns)), x.new_zeros(0), torch.zeros_like(x), 0
+        scores, value, grad = self._in_chunks(len(x), run)
+        return scores, value, grad, count
+
     def fit_memory(self, x: Tensor) -> int:
         """Choose ``micro_batch`` from the activations of one image, unless it was given; x: (n, C, H, W), n >= 1."""
         if self.micro_batch is None:
@@ -222,6 +273,42 @@ class Deployed:
             if out_of_memory and torch.cuda.is_available():  # after the exception let go of the failed pass
                 torch.cuda.empty_cache()
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+class Ensemble(Deployed):
+    """Several defenses as one that answers with the mean of their logits, pass by pass; what they refuse is left out.
+
+    Each keeps its own randomness and its own surrogate gradient.
+    """
+
+    def __init__(self, parts: Sequence[Deployed]) -> None:
+        super().__init__(
+            nn.ModuleList([part.module for part in parts]),
+            num_classes=parts[0].num_classes,
+            stochastic=any(part.stochastic for part in parts),
+            micro_batch=max(1, min(part.micro_batch or LARGEST_MICRO_BATCH for part in parts) // len(parts)),
+            name=" and ".join(part.name for part in parts),
+        )
+        self._parts = tuple(parts)
+
+    def _pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor, through: Forward) -> Tensor:
+        return self._mean([p._pass(x, f"{key}|{i}", ids, draw, p.module) for i, p in enumerate(self._parts)])
+
+    def _differentiable_pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor) -> Tensor:
+        return self._mean([p._differentiable_pass(x, f"{key}|{i}", ids, draw) for i, p in enumerate(self._parts)])
+
+    def _mean(self, logits: Sequence[Tensor]) -> Tensor:
+        return torch.stack([each[:, : self.num_classes] for each in logits]).mean(0)
+
+
+def _gradients(columns: Tensor, leaf: Tensor) -> Iterator[Tensor]:
+    """The gradient of each column (n, k) of losses with respect to ``leaf``, made when it is asked for; zero where none is."""
+    last = columns.shape[1] - 1
+    for number, column in enumerate(columns.unbind(1)):
+        grad = None
+        if column.requires_grad:
+            (grad,) = torch.autograd.grad(column.sum(), leaf, retain_graph=number < last, allow_unused=True)
+        yield torch.zeros_like(leaf) if grad is None else grad.detach()
 
 
 def average(stacked: Tensor) -> Tensor:

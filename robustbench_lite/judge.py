@@ -16,9 +16,12 @@ linf, l2, l1, l0    its distance in each norm; 0 where there is none
 margin_clean/_adv   logit of y minus the best other: positive where correct
 p_clean, p_adv      probability of y
 clean_rate/adv_rate share of the judge's passes that answer y: 0 or 1 for a deterministic defense
-forwards, backwards, queries   what the attack spent
+forwards, backwards, queries   what the attack spent; ``surrogate_forwards``, ``surrogate_backwards``: what it spent on
+                    surrogates, where it has some
 rejected            why the proposal was not accepted; ``source``: where the accepted point comes from
 unstable            the target saw the example beaten and the judge's fresh passes disagree
+member              of an attack made of others: the number of the member that found the accepted point, from 1 in the
+                    order of the spec's ``members``; 0 for the attack itself, and where there is none
 ==================  ==========================================================================================
 """
 
@@ -33,8 +36,8 @@ from torch import Tensor
 from robustbench_lite import losses
 from robustbench_lite.deployed import Deployed, average, misclassified
 from robustbench_lite.errors import CellFailed
+from robustbench_lite.ledger import Ledger
 from robustbench_lite.results import REJECTED, SOURCES
-from robustbench_lite.target import Ledger
 from robustbench_lite.threat import Threat
 
 _ACCEPTED, _NOT_MISCLASSIFIED, _NOT_FINITE, _OUTSIDE_BOX, _OUTSIDE_THREAT, _WRONG_SHAPE, _NOTHING, _CLEAN_ERROR, _BAD_LOGITS = (
@@ -78,10 +81,11 @@ class Judge:
         self.predicted = self.clean.scores.argmax(1)
         self.correct = self.predicted == y
 
-    def judge(self, ledger: Ledger, proposal: object, threat: Threat) -> Verdict:
+    def judge(self, ledger: Ledger, proposal: object, threat: Threat, *, members: bool = False) -> Verdict:
         """Judge what an attack proposed for the correct examples, and what its target saw.
 
-        ledger: of the attack on ``x[correct]``. proposal: whatever the attack returned; None where it raised.
+        ledger: of the attack on ``x[correct]``. proposal: whatever the attack returned; None where it raised. members: whether
+        it is made of other attacks, so that it is told which of them found a point.
         """
         rows = self.correct.nonzero()[:, 0]
         x, y = self._x[rows], self._y[rows]
@@ -111,7 +115,16 @@ class Judge:
         size[won], source[won] = ledger.size[won], _SEEN
         scores[won], rate[won] = look.scores[won[again]], look.rate[won[again]]
         chosen = torch.where(_per_image(won, x), ledger.best, torch.where(_per_image(beaten, x), points, x))
-        return self._verdict(rows, chosen, beaten | won, size, scores, rate, rejected, source, seen & ~(beaten | won), ledger)
+        success = beaten | won
+        verdict = self._verdict(rows, chosen, success, size, scores, rate, rejected, source, seen & ~success, ledger)
+        if members:
+            found = success & (chosen == ledger.best).flatten(1).all(1)
+            verdict.arrays["member"] = self._spread(rows, torch.where(found, ledger.member, 0), 0).cpu().numpy()
+        if ledger.surrogates:
+            for name in ("forwards", "backwards"):
+                spent = torch.stack([getattr(each, name) for each in ledger.surrogates]).sum(0)
+                verdict.arrays[f"surrogate_{name}"] = self._spread(rows, spent, 0).cpu().numpy()
+        return verdict
 
     def _look(self, x: Tensor, rows: Tensor, purpose: str) -> Opinion:
         start = torch.zeros_like(rows)
@@ -123,6 +136,12 @@ class Judge:
 
     def _try(self, points: Tensor, rows: Tensor, chosen: Tensor, purpose: str) -> Opinion:
         return self._look(points[chosen], rows[chosen], purpose)
+
+    def _spread(self, rows: Tensor, values: Tensor, fill: float) -> Tensor:
+        """Values of the correct examples among all; ``fill`` for the others."""
+        full = torch.full((len(self._y),), fill, dtype=values.dtype, device=values.device)
+        full[rows] = values
+        return full
 
     def _verdict(
         self,
@@ -137,7 +156,7 @@ class Judge:
         unstable: Tensor,
         ledger: Ledger,
     ) -> Verdict:
-        n, y = len(self._y), self._y
+        y = self._y
         x_adv = self._x.clone()
         x_adv[rows] = chosen
         adv_scores = self.clean.scores.clone()
@@ -146,9 +165,7 @@ class Judge:
         adv_rate[rows] = rate
 
         def spread(values: Tensor, fill: float) -> Tensor:
-            full = torch.full((n,), fill, dtype=values.dtype, device=values.device)
-            full[rows] = values
-            return full
+            return self._spread(rows, values, fill)
 
         columns = {
             "index": self._ids,

@@ -1,12 +1,15 @@
 """Losses that attacks climb: per example, higher is more adversarial.
 
-Each takes logits (n, C) and labels (n,) and returns (n,). With logits z and label y:
+Each takes logits (n, C) and labels (n,) and returns (n,). With logits z, label y and a class t to be reached:
 
-====================  =====================================================  ==========================
-cross_entropy         logsumexp(z) - z_y
-margin                max_{k != y} z_k - z_y                                 Carlini & Wagner, 2017
-dlr                   -(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12)    Croce & Hein, 2020; C >= 3
-====================  =====================================================  ==========================
+======================  =======================================================  ==========================
+cross_entropy           logsumexp(z) - z_y
+margin                  max_{k != y} z_k - z_y                                   Carlini & Wagner, 2017
+dlr                     -(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12)      Croce & Hein, 2020; C >= 3
+targeted_cross_entropy  z_t - logsumexp(z)
+targeted_dlr            -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)     Croce & Hein, 2020; C >= 4
+divergence              KL(softmax(r) || softmax(z)), r: the clean logits        Zhang et al., 2019
+======================  =======================================================  ==========================
 """
 
 from __future__ import annotations
@@ -47,3 +50,26 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"dlr needs at least 3 classes, not {logits.shape[1]}; use margin")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross-entropy of the class to be reached, negated, so that it rises towards that class."""
+    return -cross_entropy(logits, target)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The difference of logits ratio towards one class; as of the label, it is positive only where that is not predicted.
+
+    Raises ValueError with fewer than four classes, where the ratio is not defined.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
+    top = logits.topk(4, dim=1).values
+    lead = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the prediction from that at other logits (n, C); 0, and flat, where they are equal."""
+    expected = reference.log_softmax(1)
+    return (expected.exp() * (expected - logits.log_softmax(1))).sum(1)

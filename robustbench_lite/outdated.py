@@ -6,8 +6,9 @@ Tables leave them out: a column of an attack's version 1 beside one of its versi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from robustbench_lite.errors import InvalidParameter, RblError
 from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields
@@ -28,9 +29,16 @@ def difference(old: Spec, new: Spec, prefix: str = "") -> str:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changed.append(difference(before, after, f"{prefix}{key} "))
+        elif _are_parts(before) and _are_parts(after) and [b["label"] for b in before] == [a["label"] for a in after]:
+            changed += [difference(b, a, f"{prefix}{key} {b['label']} ") for b, a in zip(before, after, strict=True) if b != a]
         else:
             changed.append(f"{prefix}{key}")
     return ", ".join(changed)
+
+
+def _are_parts(value: object) -> TypeGuard[list[Spec]]:
+    """Whether it lists what an attack is made of."""
+    return isinstance(value, list) and all(isinstance(part, Mapping) and "label" in part for part in value)
 
 
 class Outdated:
@@ -66,7 +74,10 @@ class Outdated:
             return ""
         if installed != part["version"]:
             return f"{kind} {part['id']} was of version {part['version']}, installed is version {installed}"
-        return self._version(kind, part["base"]) if part.get("base") else ""
+        inner = [(kind, part["base"])] if part.get("base") else []
+        inner += [("attack", member) for member in part.get("members", ())]
+        inner += [("defense", surrogate) for surrogate in part.get("surrogates", ())]
+        return next((reason for inner_kind, each in inner if (reason := self._version(inner_kind, each))), "")
 
     def _changed(self, kind: str, variants: Mapping[str, Spec]) -> dict[str, str]:
         """Reasons by identity, for several results of one name and version."""
@@ -88,18 +99,23 @@ class Outdated:
 
     def _now(self, kind: str, spec: Spec) -> Spec:
         """What the part of a spec would be if it were planned now."""
-        if kind == "attack":
+        if kind == "attack" and "surrogates" not in spec["attack"]:
             return attack_from_spec(self._registry, spec["attack"]).spec()
         dataset = dataset_from_fields(self._registry, spec["dataset"], self._root)
         if kind == "dataset":
             return dataset.spec(dataset.subset(spec["protocol"]["n"]))
+        if kind == "attack":
+            stored = spec["attack"]["surrogates"]
+            surrogates = tuple(defense_from_fields(self._registry, part, dataset.info) for part in stored)
+            return replace(attack_from_spec(self._registry, spec["attack"]), surrogates=surrogates).spec()
         return defense_from_fields(self._registry, spec["defense"], dataset.info).spec()
 
 
 def _parts(spec: Spec) -> Iterator[tuple[tuple[str, ...], str]]:
     """What each part of a spec is called, starting with its kind, and what identifies it among its namesakes."""
     dataset = (spec["dataset"]["id"], spec["dataset"]["label"], str(spec["protocol"].get("n")))
-    for kind, where in (("attack", ()), ("defense", dataset[:2]), ("dataset", dataset[2:])):
+    crafted = dataset[:2] if "surrogates" in spec["attack"] else ()
+    for kind, where in (("attack", crafted), ("defense", dataset[:2]), ("dataset", dataset[2:])):
         part = spec[kind]
         name = (kind, part["id"], part["label"], *where)
         yield name, canonical_json({"name": list(name), "part": part})

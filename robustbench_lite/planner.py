@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError, did_you_mean
+from robustbench_lite import parameters
+from robustbench_lite.composition import compose, surrogate_selectors, white_box
+from robustbench_lite.errors import InvalidParameter, MissingWeights, PluginError, RblError, UsageError, did_you_mean
 from robustbench_lite.outdated import difference
 from robustbench_lite.protocol import Protocol, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
@@ -103,7 +105,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
     """
     protocol = find_protocol(request.protocol, contributed_protocols(registry))
     attacks = _attacks(request, registry, protocol)
-    weights = _given_weights(request, registry)
+    weights = _given_weights(request, registry, attacks)
     earlier = _Earlier(store)
     cells: list[PlannedCell] = []
     for dataset_text in request.dataset:
@@ -118,8 +120,9 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
         subset = dataset.subset(request.n or rules.n)
         defenses = _defenses(request, registry, dataset, weights)
         for threat in map(Threat.parse, threats):
+            composed = [_composed(attack, registry, threat, dataset, weights, protocol) for attack in attacks]
             for defense in defenses:
-                for attack in attacks:
+                for attack in composed:
                     cells.append(_cell(protocol, dataset, subset, threat, defense, attack, request, store, earlier))
     unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack)): c for c in cells}.values())
     if request.shard:
@@ -143,6 +146,8 @@ def inapplicable(defense: Mapping[str, Any], attack: Mapping[str, Any]) -> str:
     """Why an attack cannot be run on a defense whatever the data set; both as in a cell's spec. Empty where it can."""
     if attack["access"] == "gradient" and not defense["differentiable"] and not defense["surrogate"]:
         return "gradient attack on a non-differentiable defense without surrogate"
+    if white_box(defense, attack):
+        return f"{defense['label']} is itself what {attack['label']} is crafted on: that is no transfer, but a white-box attack"
     return ""
 
 
@@ -158,17 +163,54 @@ def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
         return f"{attack.label} needs a radius: write {threat.norm}:EPS"
     if classes < attack.declared.min_classes:
         return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
+    for member in attack.members:
+        if reason := _unsupported(member, Threat.parse(_sized(attack, threat)), classes):
+            return f"member {member.label}: {reason}"
     return ""
 
 
-def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> list[ResolvedAttack | _Unusable]:
-    found: list[ResolvedAttack | _Unusable] = []
+def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> list[_Asked]:
+    found: list[_Asked] = []
     for text in _expand(request.attack, registry, "attack"):
         try:
-            found.append(resolve_attack(registry, text.selector, protocol.attacks))
+            found.append(_Asked(resolve_attack(registry, text.selector, protocol.attacks), text.from_all))
         except PluginError as error:  # a broken plugin costs its own cells; a misspelt request is raised
-            found.append(_Unusable(text.label, error))
+            found.append(_Asked(_Unusable(text.label, error), text.from_all))
+        except InvalidParameter as error:  # 'all' gives no parameters, and some attacks cannot do without
+            if not text.from_all or not _incomplete(registry, text.selector):
+                raise
+            found.append(_Asked(_Unusable(text.label, error, kind="needs parameters"), text.from_all))
     return found
+
+
+def _composed(
+    asked: _Asked,
+    registry: Registry,
+    threat: Threat,
+    dataset: ResolvedDataset,
+    weights: Mapping[str, Path],
+    protocol: Protocol,
+) -> ResolvedAttack | _Unusable:
+    """The attack with its members and surrogates for a threat model and a data set."""
+    attack = asked.attack
+    if isinstance(attack, _Unusable) or _unsupported(attack, threat, dataset.info.num_classes):
+        return attack  # the cell says why
+    limits = Threat.parse(_sized(attack, threat))
+    try:
+        return compose(
+            registry, attack, limits, dataset.info, overrides=protocol.attacks, weights=weights, dataset=dataset.label
+        )
+    except (PluginError, MissingWeights) as error:
+        return _Unusable(attack.label, error)
+    except UsageError as error:
+        if not asked.from_all:
+            raise
+        return _Unusable(attack.label, error)
+
+
+def _incomplete(registry: Registry, attack: str) -> bool:
+    """Whether an attack has parameters without a default."""
+    return any(p.required for p in parameters.describe(registry.factory(registry.get("attack", attack))))
 
 
 def _defenses(
@@ -187,18 +229,21 @@ def _defenses(
     return found
 
 
-def _given_weights(request: RunRequest, registry: Registry) -> dict[str, Path]:
+def _given_weights(request: RunRequest, registry: Registry, attacks: Sequence[_Asked]) -> dict[str, Path]:
     """The weights files that were given, by the defense's label. Raises UnknownName, and UsageError for one of no use."""
     found: dict[str, Path] = {}
     if not request.weights:
         return found
     used = _labels([s.selector for s in _expand(request.defense, registry, "defense")], registry)
+    for attack in attacks:
+        if not isinstance(attack.attack, _Unusable):
+            used |= _labels(surrogate_selectors(attack.attack.instance), registry)
     for text, path in request.weights.items():
         label = resolve(registry, "defense", text).label
         if label not in used:
             near = did_you_mean(label, used)
             raise UsageError(
-                f"weights were given for {label}, which is not among the defenses to run",
+                f"weights were given for {label}, which is not among the defenses to run or to craft on",
                 hint=near or f"they are: {', '.join(sorted(used))}",
             )
         found[label] = path
@@ -231,6 +276,15 @@ class _Unusable:
 
     label: str
     error: RblError
+    kind: str = "unusable"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An attack as it was asked for. What it is made of is found for each data set and threat model."""
+
+    attack: ResolvedAttack | _Unusable
+    from_all: bool
 
 
 def _expand(selectors: Sequence[str], registry: Registry, kind: str) -> list[_Selected]:
@@ -289,8 +343,8 @@ def _cell(
     )
     for thing in (defense, attack):
         if isinstance(thing, _Unusable):
-            kind = "no weights" if isinstance(thing.error, MissingWeights) else "unusable"
-            return replace(named, reason=f"{kind}: {thing.error.hint if kind == 'no weights' else thing.error.message}")
+            kind = "no weights" if isinstance(thing.error, MissingWeights) else thing.kind
+            return replace(named, reason=f"{kind}: {thing.error.message if kind == 'unusable' else thing.error.hint}")
     if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
         raise TypeError("unreachable")
     if reason := _unsupported(attack, threat, dataset.info.num_classes):
@@ -311,8 +365,8 @@ def _cell(
         reason=why or (earlier.why_stale(spec) if state == "run" else ""),
         key=key,
         spec=spec,
-        cost=_cost(attack, dataset.info.num_classes, protocol.eot if defense.stochastic else 1),
-        files=defense.weights_files(),
+        cost=_cost(attack, dataset.info.num_classes) * (protocol.eot if defense.stochastic else 1),
+        files=defense.weights_files() | attack.weights_files(),
     )
 
 
@@ -326,16 +380,20 @@ def _spec(
     seed: int,
 ) -> dict[str, Any]:
     """What was asked, with everything resolved that can change a number, and nothing else. Its checksum is the key."""
-    sized = threat.norm if attack.declared.goal == "minimal-norm" else str(threat)  # one cell serves every size
     return {
         "format": 1,
         "protocol": protocol.settings() | {"n": len(subset)},
         "dataset": dataset.spec(subset),
         "defense": defense.spec(),
         "attack": attack.spec(),
-        "threat": sized,
+        "threat": _sized(attack, threat),
         "seed": seed,
     }
+
+
+def _sized(attack: ResolvedAttack, threat: Threat) -> str:
+    """The threat model as the attack is given it: of a minimal-norm attack one cell serves every size."""
+    return threat.norm if attack.declared.goal == "minimal-norm" else str(threat)
 
 
 def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[str, str]:
@@ -351,10 +409,10 @@ def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[s
     return "run", ""
 
 
-def _cost(attack: ResolvedAttack, classes: int, eot: int) -> int:
-    """Passes per example that the attack expects, by its own method ``passes(num_classes)`` where it has one."""
+def _cost(attack: ResolvedAttack, classes: int) -> int:
+    """Passes per example that the attack expects: by its own method ``passes(num_classes)``, or else those of its members."""
     passes = getattr(attack.instance, "passes", None)
-    return int(passes(classes)) * eot if callable(passes) else 0
+    return int(passes(classes)) if callable(passes) else sum(_cost(member, classes) + 1 for member in attack.members)
 
 
 def _share(cells: Iterable[PlannedCell], i: int, n: int) -> list[PlannedCell]:

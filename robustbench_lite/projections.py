@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_lite.specs import UNRESTRICTED
+
 if TYPE_CHECKING:
     from robustbench_lite.threat import Threat
 
@@ -106,7 +108,7 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
     eps = threat.eps
     if threat.norm == "union":
         return _nearest([project(part, x, x_adv) for part in threat.parts], x_adv)
-    if math.isinf(eps):
+    if threat.norm == UNRESTRICTED or math.isinf(eps):
         return x_adv.clamp(0, 1)
     if threat.norm == "linf":
         bound = _upper(eps, x.dtype)

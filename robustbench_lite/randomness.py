@@ -209,6 +209,18 @@ def _float32_inside(low: float, high: float) -> tuple[float, float]:
     return float(least), float(max(least, largest))
 
 
+# Numbers from torch's global generator.
+
+
+@contextmanager
+def seeded_globally(used: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator for an attack that draws from it (where ``used``), and restore it afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if used:
+            torch.manual_seed(seed)
+        yield
+
+
 # Numbers for stochastic defenses.
 
 

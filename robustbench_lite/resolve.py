@@ -290,7 +290,10 @@ def state_hash(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class ResolvedAttack(Resolved):
-    """An attack with its parameters."""
+    """An attack with its parameters, and what else it is made of: see ``composition.py``."""
+
+    members: tuple[ResolvedAttack, ...] = ()
+    surrogates: tuple[ResolvedDefense, ...] = ()
 
     @property
     def declared(self) -> AttackSpec:
@@ -302,7 +305,19 @@ class ResolvedAttack(Resolved):
 
     def spec(self) -> dict[str, Any]:
         """What of it is part of a result's key."""
-        return self.identity() | {"access": self.declared.access, "goal": self.declared.goal}
+        found = self.identity() | {"access": self.declared.access, "goal": self.declared.goal}
+        if self.members:
+            found["members"] = [member.spec() for member in self.members]
+        if self.surrogates:
+            found["surrogates"] = [surrogate.spec() for surrogate in self.surrogates]
+        return found
+
+    def weights_files(self) -> dict[str, str]:
+        """Path by checksum of every weights file that its surrogates need."""
+        found: dict[str, str] = {}
+        for surrogate in self.surrogates:
+            found |= surrogate.weights_files()
+        return found
 
 
 def resolve_attack(
@@ -315,6 +330,7 @@ def resolve_attack(
 
 
 def attack_from_spec(registry: Registry, spec: Mapping[str, Any]) -> ResolvedAttack:
-    """The attack of a stored spec."""
+    """The attack of a stored spec with its members; its surrogates are for whoever knows the data set and the weights."""
     found = _instance(registry, registry.get("attack", spec["id"]), spec["parameters"])
-    return ResolvedAttack(found.entry, found.instance, found.label)
+    members = tuple(attack_from_spec(registry, member) for member in spec.get("members", ()))
+    return ResolvedAttack(found.entry, found.instance, found.label, members)

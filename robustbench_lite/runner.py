@@ -11,8 +11,8 @@ import platform
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -27,8 +27,10 @@ from robustbench_lite.deployed import Deployed, is_out_of_memory
 from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError, StoreError
 from robustbench_lite.judge import Judge
 from robustbench_lite.lease import Lease
+from robustbench_lite.ledger import Ledger
+from robustbench_lite.member import members_of
 from robustbench_lite.planner import SHARD, PlannedCell, count_shards
-from robustbench_lite.randomness import Randomness
+from robustbench_lite.randomness import Randomness, seeded_globally
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import (
     ResolvedAttack,
@@ -40,7 +42,7 @@ from robustbench_lite.resolve import (
     state_hash,
 )
 from robustbench_lite.store import Cell, Store
-from robustbench_lite.target import Ledger, Target
+from robustbench_lite.target import Target, surrogate_targets
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -98,12 +100,13 @@ class WorkItem:
 
 
 class Workbench:
-    """What a worker keeps between cells: the last data set and the last defense, loaded once."""
+    """What a worker keeps between cells: the last data set, the last defense and the last surrogates, loaded once."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._dataset: tuple[str, ResolvedDataset] | None = None
         self._defense: tuple[str, Deployed] | None = None
+        self._surrogates: dict[str, Deployed] = {}
 
     def dataset(self, item: WorkItem) -> ResolvedDataset:
         """The item's data set."""
@@ -117,14 +120,26 @@ class Workbench:
         name = f"{item.defense}|{item.device}|{item.micro_batch}"
         if self._defense is None or self._defense[0] != name:
             self._defense = None  # let go of the last model before the next one is loaded
-            defense = defense_from_spec(self.registry, item.spec["defense"], self.dataset(item).info, item.files)
-            self._defense = (name, _deploy(defense, item))
+            self._defense = (name, self._deploy(item.spec["defense"], item))
         return self._defense[1]
 
+    def surrogates(self, item: WorkItem) -> tuple[Deployed, ...]:
+        """The defenses that the item's attack is crafted on; those of the last item are kept where they are the same."""
+        specs = item.spec["attack"].get("surrogates", ())
+        names = [f"{item.spec['dataset']}|{spec}|{item.device}|{item.micro_batch}" for spec in specs]
+        self._surrogates = {name: kept for name, kept in self._surrogates.items() if name in names}
+        for name, spec in zip(names, specs, strict=True):
+            if name not in self._surrogates:
+                self._surrogates[name] = self._deploy(spec, item)
+        return tuple(self._surrogates[name] for name in names)
 
-def _deploy(defense: ResolvedDefense, item: WorkItem) -> Deployed:
+    def _deploy(self, spec: Mapping[str, Any], item: WorkItem) -> Deployed:
+        return _deploy(defense_from_spec(self.registry, spec, self.dataset(item).info, item.files), spec, item)
+
+
+def _deploy(defense: ResolvedDefense, spec: Mapping[str, Any], item: WorkItem) -> Deployed:
     module = defense.build()
-    expected = item.spec["defense"]["weights"]
+    expected = spec["weights"]
     if isinstance(expected, str) and expected.startswith("state:") and expected != f"state:{state_hash(module)}":
         raise CellFailed(
             f"{defense.label} built other weights than when the run was planned",
@@ -190,13 +205,15 @@ def _finished(emit: Emit, item: WorkItem, status: str, reason: str) -> str:
 
 
 def _classify(error: Exception) -> tuple[str, str]:
+    """Status and reason; notes, such as which member of an attack raised, come first."""
+    where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
     if isinstance(error, CellFailed):
-        return error.status, str(error)
+        return error.status, where + str(error)
     if is_out_of_memory(error):
-        return "out-of-memory", "memory ran out with a single example"
+        return "out-of-memory", where + "memory ran out with a single example"
     if isinstance(error, RblError):
-        return "error", str(error)
-    return "error", f"{type(error).__name__}: {error}"
+        return "error", where + str(error)
+    return "error", f"{where}{type(error).__name__}: {error}"
 
 
 def _run_shards(
@@ -205,13 +222,14 @@ def _run_shards(
     dataset = bench.dataset(item)
     deployed = bench.deployed(item)
     attack = attack_from_spec(bench.registry, item.spec["attack"])
+    surrogates = bench.surrogates(item)
     subset = dataset.subset(item.n)
     began, notes, unattributed = time.monotonic(), list[str](), 0
     for number in missing:
         shard_began = time.monotonic()
         ids = subset[number * SHARD : (number + 1) * SHARD]
         x, y = load_examples(dataset, ids)
-        result = run_shard(item.spec, deployed, attack, x.to(item.device), y.to(item.device), ids, number)
+        result = run_shard(item.spec, deployed, attack, x.to(item.device), y.to(item.device), ids, number, surrogates)
         if result.failure is not None:
             with suppress(StoreError):
                 cell.write_salvage(number, result.arrays)
@@ -246,9 +264,18 @@ class ShardResult:
 
 
 def run_shard(
-    spec: Mapping[str, Any], deployed: Deployed, attack: ResolvedAttack, x: Tensor, y: Tensor, ids: tuple[int, ...], number: int
+    spec: Mapping[str, Any],
+    deployed: Deployed,
+    attack: ResolvedAttack,
+    x: Tensor,
+    y: Tensor,
+    ids: tuple[int, ...],
+    number: int,
+    surrogates: Sequence[Deployed] = (),
 ) -> ShardResult:
     """Attack and judge one shard. x: (n, C, H, W) in [0, 1], y: (n,), ids: indices into the test split.
+
+    surrogates: the defenses that the attack is crafted on.
 
     Random numbers depend on the seed, the attack's id and each example's id: not on parameters (so that a longer run
     continues a shorter one), nor on the defense (so that defenses meet the same draws), nor on other examples.
@@ -277,6 +304,8 @@ def run_shard(
         eot=protocol["eot"],
         confirm=protocol["eval_draws"],
         attack=attack.label,
+        members=members_of(attack.members, number),
+        surrogates=surrogate_targets(surrogates, ledger, key=key, ids=numbers[rows], eot=protocol["eot"]),
     )
     rng = Randomness(f"{key}|attack", numbers[rows])
     proposal: object = None
@@ -284,7 +313,7 @@ def run_shard(
     failure: Exception | None = None
     if len(rows):
         try:
-            with _global_generator(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
+            with seeded_globally(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
                 proposal = attack.instance(target, x[rows].clone(), y[rows].clone(), threat, rng)
         except BudgetExceeded:
             notes.append("the query budget ended the attack")
@@ -293,8 +322,8 @@ def run_shard(
             failure = error
     else:
         proposal = x[rows]
-    verdict = judge.judge(ledger, proposal, threat)
-    return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, tuple(notes), failure)
+    verdict = judge.judge(ledger, proposal, threat, members=bool(attack.members))
+    return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, (*ledger.notes, *notes), failure)
 
 
 def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -317,15 +346,6 @@ def _refuse_chance(deployed: Deployed, correct: Tensor, spec: Mapping[str, Any])
             status="error",
             hint="check its weights, the order of its classes, and that it takes [0, 1] images and normalises inside",
         )
-
-
-@contextmanager
-def _global_generator(used: bool, seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generator for an attack that draws from it, and restore it afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if used:
-            torch.manual_seed(seed)
-        yield
 
 
 def environment(device: str) -> dict[str, Any]:

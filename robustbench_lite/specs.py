@@ -15,7 +15,9 @@ from typing import ClassVar
 API_VERSION = 1
 SUPPORTED_APIS = (1,)  # the current and the previous one
 
-NORMS = ("linf", "l2", "l1", "l0", "union")
+BALLS = ("linf", "l2", "l1", "l0")
+UNRESTRICTED = "unrestricted"
+NORMS = (*BALLS, "union", UNRESTRICTED)
 ACCESS = ("gradient", "scores", "decision", "transfer", "none")
 GOALS = ("fixed-budget", "minimal-norm")
 DEFENSE_KINDS = ("trained", "wrapper", "pretrained")
@@ -82,6 +84,9 @@ class Spec:
 class AttackSpec(Spec):
     """An attack: ``factory(**parameters)`` is callable as ``(target, x, y, threat, rng) -> x_adv``.
 
+    One that is made of other attacks has a method ``members``, one that is crafted on other defenses a field ``surrogates``:
+    see ``composition.py``.
+
     norms: the threat models it can work in. goal: ``fixed-budget`` or ``minimal-norm``. access: the least it needs.
     min_classes: fewest classes it works with. global_rng: it draws from torch's global generator (wrapped libraries), so
     it is run on whole shards with that generator seeded, and restored afterwards.
@@ -101,6 +106,8 @@ class AttackSpec(Spec):
             found.append("norms must be a tuple with at least one norm, such as ('linf', 'l2')")
         else:
             found += [f"unknown norm {n!r}; known: {', '.join(NORMS)}" for n in self.norms if n not in NORMS]
+            if self.goal == "minimal-norm" and UNRESTRICTED in self.norms:
+                found.append(f"a minimal-norm attack makes a norm small, and {UNRESTRICTED!r} has none: declare balls")
         return found
 
 

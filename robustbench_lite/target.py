@@ -1,22 +1,24 @@
-"""What an attack gets to see of a defense, and what the core remembers of it.
+"""What an attack gets to see of a defense.
 
 A target enforces the access that an attack declared, counts what it costs per example, and keeps the best point that it
-was shown inside the threat model, so that nothing found is lost. It judges nothing: see ``judge.py``.
+was shown inside the threat model (in ``ledger.py``), so that nothing found is lost. It judges nothing: see ``judge.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robustbench_lite.deployed import Deployed, Loss, misclassified
-from robustbench_lite.errors import AccessError, BudgetExceeded, PluginError
+from robustbench_lite.deployed import Deployed, Ensemble, Loss, Rank, misclassified
+from robustbench_lite.errors import AccessError, PluginError
+from robustbench_lite.ledger import Ledger, SurrogateLedger, add
 
 if TYPE_CHECKING:
-    from robustbench_lite.threat import Threat
+    from robustbench_lite.member import Member
 
 _ALLOWED = {
     "gradient": frozenset({"gradient", "scores", "decision"}),
@@ -26,84 +28,8 @@ _ALLOWED = {
     "none": frozenset[str](),
 }
 
-# Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
-Confirm = Callable[[Tensor, Tensor], Tensor]
-
 # Stands for the rows of a call that did not say which examples its inputs belong to.
 NOBODY = torch.empty(0, dtype=torch.int64)
-
-
-class Ledger:
-    """What one attack on one shard has cost and found so far, per example; shared by a target and its selections.
-
-    queries: (N,) calls; forwards, backwards: (N,) passes, so that a stochastic defense under EOT counts every draw.
-    broken: (N,) bool; best: the best point seen (N, ...); size: its size (N,), inf where there is none. unattributed: rows
-    that came without saying whose they were.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, minimal: bool, rejects: bool, budget: int | None) -> None:
-        n = len(x)
-        self.x, self.y, self.threat = x, y, threat
-        self.minimal, self.rejects, self.budget = minimal, rejects, budget
-        self.queries = torch.zeros(n, dtype=torch.int64, device=x.device)
-        self.forwards = torch.zeros_like(self.queries)
-        self.backwards = torch.zeros_like(self.queries)
-        self.draws = torch.zeros_like(self.queries)
-        self.confirmations = torch.zeros_like(self.queries)
-        self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
-        self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
-        self.best = x.clone()
-        self.unattributed = 0
-
-    def admit(self, rows: Tensor | None, n: int) -> None:
-        """Take one query for each row, all or none; raises BudgetExceeded."""
-        if self.budget is None:
-            _add(self.queries, rows, 1)
-            return
-        after = self.queries.clone()
-        _add(after, rows, 1)
-        over = after > self.budget
-        exhausted = over if rows is None else over[rows]
-        if bool(exhausted.any()):
-            raise BudgetExceeded(
-                f"the query budget of {self.budget} per example is used up for {int(exhausted.sum())} of {n} rows",
-                rows=tuple(exhausted.nonzero()[:, 0].tolist()),
-                hint="drop these rows and go on, or return the points that you have: what was found is kept",
-            )
-        self.queries = after
-
-    def remember(self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None) -> None:
-        """Keep every point of ``x`` that is misclassified, inside the threat model, and better than what is known.
-
-        confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not.
-        """
-        y = self.y if rows is None else self.y[rows]
-        new = misclassified(scores, y, self.rejects)
-        if not self.minimal:
-            new &= ~(self.broken if rows is None else self.broken[rows])
-        at = new.nonzero()[:, 0]
-        if not len(at):
-            return
-        owner = at if rows is None else rows[at]
-        clean, points = self.x[owner], x[at].detach()
-        size = self.threat.size(clean, points)
-        inside = self.threat.contains(clean, points) & self.threat.in_box(points)
-        better = inside & (size < self.size[owner])
-        owner, points, size = owner[better], points[better], size[better]
-        if confirmed is not None and len(owner):
-            stays = confirmed(owner, points)
-            owner, points, size = owner[stays], points[stays], size[stays]
-        if not len(owner):
-            return
-        if rows is not None:  # an example may stand in several rows: the smallest of its points, then the first
-            order = size.argsort(stable=True)
-            position = torch.arange(len(order), device=order.device)
-            first = torch.full_like(self.queries, len(order)).scatter_reduce_(0, owner[order], position, "amin")
-            keep = order[first[owner[order]] == position]
-            owner, points, size = owner[keep], points[keep], size[keep]
-        self.best[owner] = points
-        self.size[owner] = size
-        self.broken[owner] = True
 
 
 class Target:
@@ -112,6 +38,9 @@ class Target:
     Without ``index`` the inputs are all N examples in order. On a stochastic defense a call averages ``eot`` draws, and an
     example counts as beaten when its point is also misclassified on the mean of ``confirm`` further draws: otherwise the
     luckiest of many queries would end an attack that the judge then finds to have failed.
+
+    An attack made of other attacks finds those as ``members``; one that is crafted on other models finds these as
+    ``surrogates``.
 
     Raises AccessError for more than the declared access, BudgetExceeded at the query budget, PluginError where ``index``
     does not fit. All inputs are (n, C, H, W) in [0, 1].
@@ -129,6 +58,8 @@ class Target:
         confirm: int = 0,
         rows: Tensor | None = None,
         attack: str = "the attack",
+        members: Sequence[Member] = (),
+        surrogates: Sequence[Target] = (),
     ) -> None:
         self._deployed = deployed
         self._ledger = ledger
@@ -139,6 +70,10 @@ class Target:
         self._confirm = confirm if deployed.stochastic else 0
         self._rows = rows
         self._attack = attack
+        self._members = tuple(members)
+        self._surrogates = tuple(surrogates)
+        self._member = 0
+        self._keeps = True
 
     # What the attack asks of the defense.
 
@@ -173,6 +108,24 @@ class Target:
         scores, value, grad = self._deployed.loss_and_grad(x, loss, aux, passes=self._eot, key=self._key, ids=ids, draw=draw)
         self._note(rows, x, scores, self._eot * self._deployed.forwards_per_gradient)
         self._count_backward(rows)
+        return scores, value, grad
+
+    def least_loss_and_grad(
+        self, x: Tensor, losses: Loss, rank: Rank, *aux: Tensor, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``loss_and_grad``, for the one of several losses that ``rank`` finds least: one forward and k backward passes.
+
+        ``losses(logits, *aux)`` returns (n, k). ``rank(loss, grad)``, of one column (n,) and its gradient (n, C, H, W), returns
+        (n,): each example gets the loss and the gradient of its least column, or zeros where no rank is finite. Several
+        losses in one call cost one forward pass and no more memory than one. Needs access ``gradient``.
+        """
+        self._require("gradient", "gradients")
+        rows, ids, draw = self._admit(x, index, self._eot)
+        scores, value, grad, count = self._deployed.least_loss_and_grad(
+            x, losses, rank, aux, passes=self._eot, key=self._key, ids=ids, draw=draw
+        )
+        self._note(rows, x, scores, self._eot * self._deployed.forwards_per_gradient)
+        self._count_backward(rows, count)
         return scores, value, grad
 
     # What is known so far.
@@ -222,24 +175,75 @@ class Target:
 
     def best(self, otherwise: Tensor) -> Tensor:
         """(N, C, H, W): the best point seen of each beaten example, and ``otherwise``'s row for the others."""
-        broken = self.broken
-        return torch.where(broken.view(-1, *(1,) * (otherwise.dim() - 1)), self._mine(self._ledger.best), otherwise)
+        found = self._mine(self._ledger.found())
+        return torch.where(found.view(-1, *(1,) * (otherwise.dim() - 1)), self._mine(self._ledger.best), otherwise)
 
     def select(self, rows: Tensor) -> Target:
         """The same target for some of its examples; ``rows`` is a LongTensor (n,) or a bool mask (N,)."""
         chosen = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        inner = chosen if self._rows is None else self._rows[chosen]
-        return Target(
-            self._deployed,
-            self._ledger,
-            access=self._access,
-            key=self._key,
-            ids=self._ids,
-            eot=self._eot,
-            confirm=self._confirm,
-            rows=inner,
-            attack=self._attack,
-        )
+        part = copy.copy(self)
+        part._rows = chosen if self._rows is None else self._rows[chosen]
+        return part
+
+    def forgetful(self) -> Target:
+        """The same target, which counts what it is asked and keeps nothing of it.
+
+        For attacks whose published form is judged by the last point alone, whatever they passed on the way.
+        """
+        part = copy.copy(self)
+        part._keeps = False
+        return part
+
+    def note(self, text: str) -> None:
+        """Say something that belongs beside the results: it stands in the record of the run, once."""
+        self._ledger.notes[f"{self._attack}: {text}"] = None
+
+    # What the attack is made of.
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The attacks that this one is made of, in the order in which it named them."""
+        return self._members
+
+    @property
+    def surrogates(self) -> tuple[Target, ...]:
+        """The defenses that the attack named to be crafted on, each a target of its own with access ``gradient``.
+
+        Nothing that is found there counts, so their ``broken`` stays False and attacks on them go on to their last step;
+        ``best`` is the point that the surrogate gets most wrong.
+        """
+        return self._surrogates if self._rows is None else tuple(s.select(self._rows) for s in self._surrogates)
+
+    def enter(self, member: Member) -> Target:
+        """The same target as a member sees it: with the member's access, and finds that are credited to it.
+
+        Raises AccessError for a member that needs more than the attack declared.
+        """
+        if not _ALLOWED[member.access] <= _ALLOWED[self._access]:
+            raise AccessError(
+                f"{self._attack} has access {self._access!r}, and its member {member.label} needs {member.access!r}",
+                hint="run it on one of target.surrogates, or declare more access in the AttackSpec",
+            )
+        inner = copy.copy(self)
+        inner._access, inner._member, inner._attack = member.access, member.number, f"{member.label} in {self._attack}"
+        inner._members, inner._surrogates = (), ()
+        return inner
+
+    def show(self, x_adv: Tensor) -> None:
+        """Look at the N points that a member returned, as far as they may count: one query for each such example.
+
+        A member may return a point that it never asked about, and what is not seen is lost.
+        """
+        ledger = self._ledger
+        if isinstance(ledger, SurrogateLedger):
+            return
+        x = self._mine(ledger.x)
+        counts = (x_adv != x).flatten(1).any(1) & ledger.threat.contains(x, x_adv) & ledger.threat.in_box(x_adv)
+        if not ledger.minimal:
+            counts &= ~self.broken
+        rows = counts.nonzero()[:, 0]
+        if len(rows):
+            self._query(x_adv[rows], rows)
 
     # Accounting.
 
@@ -279,7 +283,7 @@ class Target:
         draw = (ledger.draws if rows is None else ledger.draws[rows]).clone()
         if rows is not None:
             draw += _occurrence(rows) * passes
-        _add(ledger.draws, rows, passes)
+        add(ledger.draws, rows, passes)
         return rows, ids, draw
 
     def _global(self, index: Tensor, n: int) -> Tensor:
@@ -293,8 +297,9 @@ class Target:
     def _note(self, rows: Tensor | None, x: Tensor, scores: Tensor, passes: int) -> None:
         if rows is NOBODY:
             return
-        _add(self._ledger.forwards, rows, passes)
-        self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None)
+        add(self._ledger.forwards, rows, passes)
+        if self._keeps:
+            self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None, self._member)
 
     def _confirmed(self, owner: Tensor, x: Tensor) -> Tensor:
         """(n,) bool: whether points stay misclassified on draws of their own, which the attack never sees."""
@@ -302,24 +307,50 @@ class Target:
         draw = ledger.confirmations[owner] + _occurrence(owner) * self._confirm
         key = f"{self._key}|confirm"
         scores = self._deployed.scores(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
-        _add(ledger.confirmations, owner, self._confirm)
-        _add(ledger.forwards, owner, self._confirm)
+        add(ledger.confirmations, owner, self._confirm)
+        add(ledger.forwards, owner, self._confirm)
         return misclassified(scores, ledger.y[owner], ledger.rejects)
 
-    def _count_backward(self, rows: Tensor | None) -> None:
+    def _count_backward(self, rows: Tensor | None, times: int = 1) -> None:
         if rows is not NOBODY:
-            _add(self._ledger.backwards, rows, self._eot)
+            add(self._ledger.backwards, rows, times * self._eot)
 
     def _mine(self, values: Tensor) -> Tensor:
         return values.clone() if self._rows is None else values[self._rows]
 
 
-def _add(counter: Tensor, rows: Tensor | None, amount: int) -> None:
-    """Add ``amount`` once for each occurrence of a row."""
-    if rows is None:
-        counter += amount
-    else:
-        counter.index_add_(0, rows, torch.full_like(rows, amount))
+def surrogate_targets(surrogates: Sequence[Deployed], ledger: Ledger, *, key: str, ids: Tensor, eot: int) -> tuple[Target, ...]:
+    """Targets on surrogates for the examples of ``ledger``, which comes to hold theirs."""
+    for surrogate in surrogates if len(ledger.x) else ():
+        surrogate.fit_memory(ledger.x)
+    return tuple(
+        Target(
+            surrogate,
+            SurrogateLedger(ledger, surrogate.rejects),
+            access="gradient",
+            key=f"{key}|surrogate {i}",
+            ids=ids,
+            eot=eot,
+            attack=f"the attack on its surrogate {surrogate.name}",
+        )
+        for i, surrogate in enumerate(surrogates)
+    )
+
+
+def mean_of_logits(targets: Sequence[Target]) -> Target:
+    """Several surrogates as one, with the mean of their logits; a pass through all of them is counted as one.
+
+    targets: ``target.surrogates``, or some of them. Raises PluginError for other targets.
+    """
+    first, ledger = targets[0], targets[0]._ledger
+    if not isinstance(ledger, SurrogateLedger) or any(t._ledger not in ledger.surrogates for t in targets):
+        raise PluginError("mean_of_logits joins the surrogates of one target", hint="pass target.surrogates")
+    if len(targets) == 1:
+        return first
+    joined = copy.copy(first)
+    joined._deployed, joined._ledger = Ensemble([t._deployed for t in targets]), SurrogateLedger(ledger, rejects=False)
+    joined._eot = max(t._eot for t in targets)
+    return joined
 
 
 def _occurrence(rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ A threat model is written as text, and keeps its spelling:
 ``l2:0.5``, ``l1:12``          Euclidean length, sum of absolute changes
 ``l0:8``                       at most 8 pixels of an (N, C, H, W) batch change, in any channel; else 8 coordinates
 ``union:linf:0.03+l2:0.5``     inside at least one of the parts
+``unrestricted``               any image: what may be done to it is a parameter of the attack
 ``linf``                       no limit: what a minimal-norm attack makes as small as it can
 =============================  ==================================================================================
 
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from robustbench_lite.errors import InvalidThreat, did_you_mean
-from robustbench_lite.specs import NORMS
+from robustbench_lite.specs import BALLS, NORMS, UNRESTRICTED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,18 +30,23 @@ if TYPE_CHECKING:
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 2.0**-24  # the spacing of float32 just below 1: what rounding x + delta may add
 
-_BALLS = tuple(norm for norm in NORMS if norm != "union")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NO_BALLS = {"union": "not of unions", UNRESTRICTED: f"and {UNRESTRICTED} is none"}
 _EXAMPLES = "write for example linf:8/255, l2:0.5, l1:12, l0:8 or union:linf:0.03+l2:0.5"
 
 
 @dataclass(frozen=True)
 class Threat:
-    """A ball of one norm around the clean image, or a union of such balls; intersected with the box [0, 1].
+    """A ball of one norm around the clean image, or a union of such balls, or no ball at all; intersected with the box [0, 1].
 
-    norm: ``linf``, ``l2``, ``l1``, ``l0`` or ``union``. eps: radius; ``math.inf`` where only a norm was given, and 1 for a
-    union, whose sizes are in units of its parts' radii. spelling: the radius as it was written (``8/255``). parts: the
-    balls of a union, in the order of ``specs.NORMS``.
+    norm: ``linf``, ``l2``, ``l1``, ``l0``, ``union`` or ``unrestricted``. eps: radius; ``math.inf`` where only a norm was
+    given, and 1 for a union, whose sizes are in units of its parts' radii. spelling: the radius as it was written
+    (``8/255``). parts: the balls of a union, in the order of ``specs.NORMS``.
+
+    ``unrestricted`` is for attacks that rotate, blur or recolour: whether an image is another one rotated by at most 30
+    degrees cannot be measured, so the core claims nothing of the kind. It checks the box; what else was allowed is for the
+    attack's parameters to say. The size of a point is the root mean square of its change, which no image of the box has
+    above 1, hence eps 1; -20 log10 of it is the peak signal-to-noise ratio in dB.
 
     Threats are equal when they allow the same points: the spelling does not count. Raises InvalidThreat.
     """
@@ -58,6 +64,9 @@ class Threat:
                 raise InvalidThreat(f"threat {text!r}: the eps of a union is 1, not {self.eps}", hint=_EXAMPLES)
             object.__setattr__(self, "parts", parts)
             object.__setattr__(self, "spelling", self.spelling or "+".join(map(str, self.parts)))
+        elif self.norm == UNRESTRICTED:
+            if self.eps != 1 or self.spelling or self.parts:
+                raise InvalidThreat(f"threat {text!r}: unrestricted has neither radius nor parts, and eps 1", hint=_EXAMPLES)
         else:
             _check_ball(text, self.norm, self.eps, self.parts)
             if not self.spelling and math.isfinite(self.eps):
@@ -73,6 +82,10 @@ class Threat:
             pieces = [piece.strip() for piece in _split_parts(rest)] if rest else []
             balls = tuple(_parse_ball(text, piece) for piece in pieces)
             return cls("union", 1.0, "+".join(map(str, balls)), _checked_parts(text, balls))
+        if norm == UNRESTRICTED:
+            if colon:
+                raise InvalidThreat(f"threat {text!r}: unrestricted has no radius", hint="write it alone: unrestricted")
+            return cls(UNRESTRICTED, 1.0)
         return _parse_ball(text, norm + colon + rest)
 
     def __str__(self) -> str:
@@ -91,18 +104,18 @@ class Threat:
         return self.eps + self.tolerance
 
     def at(self, eps: float) -> Threat:
-        """The same norm with radius ``eps`` (inf for none). Raises InvalidThreat for a union, which has several radii."""
-        if self.norm == "union":
-            raise InvalidThreat(
-                f"threat {str(self)!r} has no single radius to set to {eps}", hint="write the union out with the new radii"
-            )
+        """The same norm with radius ``eps`` (inf for none). Raises InvalidThreat for anything but a single ball."""
+        if self.norm not in BALLS:
+            hint = "write the union out with the new radii" if self.norm == "union" else _EXAMPLES
+            raise InvalidThreat(f"threat {str(self)!r} has no single radius to set to {eps}", hint=hint)
         return Threat(self.norm, float(eps))
 
     def size(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """(N,) float64: how far ``x_adv`` is from ``x``, both (N, ...); inf for points that are not finite.
 
         For a union, the least over its parts of distance / radius: 1 on the boundary. A point within the tolerance of a part
-        counts as on its boundary, so that rounding is treated alike in a union and alone.
+        counts as on its boundary, so that rounding is treated alike in a union and alone. For ``unrestricted``, the root mean
+        square of the change.
         """
         if x.shape != x_adv.shape:
             raise ValueError(f"x has shape {tuple(x.shape)} and x_adv {tuple(x_adv.shape)}; they must agree")
@@ -115,7 +128,10 @@ class Threat:
         return least
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """(N,) bool: inside the ball or union, up to the tolerance. Never true of points that are not finite."""
+        """(N,) bool: inside the ball or union, up to the tolerance. Never true of points that are not finite.
+
+        True of every image of the box for ``unrestricted``.
+        """
         size = self.size(x, x_adv)
         return (size <= self.limit) & size.isfinite()
 
@@ -128,8 +144,8 @@ class Threat:
 
         Exact for linf, l1 (jointly with the box) and l0. For l2 the point is scaled into the ball and then clipped to the
         box, as attacks do: inside both, and the nearest point of the ball where no value is clipped. For a union, the nearest
-        of the parts' points. ``contains`` and ``in_box`` hold of the result for every finite ``x_adv`` and every ``x`` in
-        the box.
+        of the parts' points. For ``unrestricted``, clipped to the box. ``contains`` and ``in_box`` hold of the result for every
+        finite ``x_adv`` and every ``x`` in the box.
         """
         from robustbench_lite.projections import project
 
@@ -150,6 +166,8 @@ def _length(delta: Tensor, norm: str) -> Tensor:
         length = flat.square().sum(1).sqrt()
     elif norm == "l1":
         length = flat.abs().sum(1)
+    elif norm == UNRESTRICTED:
+        length = flat.square().sum(1).div(max(flat.shape[1], 1)).sqrt()
     else:
         changed = (delta != 0).any(1).flatten(1) if delta.dim() == 4 else flat != 0
         length = changed.sum(1).double().masked_fill(~flat.isfinite().all(1), math.inf)
@@ -164,7 +182,7 @@ def _split_parts(text: str) -> list[str]:
 def _parse_ball(text: str, ball: str) -> Threat:
     """One ball; ``text`` is what the person wrote, for the message."""
     norm, colon, number = (piece.strip() for piece in ball.partition(":"))
-    if norm not in _BALLS:
+    if norm not in BALLS:
         _check_ball(text, norm, math.inf, ())
     if not colon:
         return Threat(norm, math.inf)
@@ -190,10 +208,10 @@ def _parse_number(text: str, number: str) -> float:
 
 
 def _check_ball(text: str, norm: str, eps: float, parts: tuple[Threat, ...]) -> None:
-    if norm not in _BALLS:
+    if norm not in BALLS:
         problem = f"unknown norm {norm!r}; known: {', '.join(NORMS)}" if norm else "the norm is missing"
-        problem = "a union is made of balls, not of unions" if norm == "union" else problem
-        near = did_you_mean(norm.lower(), _BALLS)
+        problem = f"a union is made of balls, {_NO_BALLS[norm]}" if norm in _NO_BALLS else problem
+        near = "" if norm in NORMS else did_you_mean(norm.lower(), NORMS)
         raise InvalidThreat(f"threat {text!r}: {problem}", hint=f"{near} {_EXAMPLES}".lstrip())
     if not eps >= 0:
         raise InvalidThreat(f"threat {text!r}: the radius must be 0 or more, not {eps}", hint=_EXAMPLES)
@@ -207,8 +225,8 @@ def _check_ball(text: str, norm: str, eps: float, parts: tuple[Threat, ...]) -> 
 def _checked_parts(text: str, parts: tuple[Threat, ...]) -> tuple[Threat, ...]:
     """The parts in the order of NORMS, so that equal unions are equal however they were written."""
     norms = [part.norm for part in parts]
-    if "union" in norms:
-        problem = "a union is made of balls, not of unions"
+    if others := [norm for norm in norms if norm in _NO_BALLS]:
+        problem = f"a union is made of balls, {_NO_BALLS[others[0]]}"
     elif len(parts) < 2:
         problem = f"a union needs at least two balls, not {len(parts)}"
     elif len(set(norms)) < len(norms):

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from robustbench_lite import CellFailed, Threat
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.judge import Judge, Verdict
+from robustbench_lite.ledger import Ledger
 from robustbench_lite.results import REJECTED, SOURCES
-from robustbench_lite.target import Ledger, Target
+from robustbench_lite.target import Target
 from robustbench_lite.testing import CoinFlip, Linear
 
 # One value per image; class 1 above 0.5.

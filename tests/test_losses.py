@@ -65,3 +65,49 @@ def test_dlr_knows_no_shift_and_no_scale(shift: float, scale: float) -> None:
 def test_dlr_needs_three_classes() -> None:
     with pytest.raises(ValueError, match="at least 3 classes"):
         losses.dlr(torch.zeros(1, 2), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(("label", "target", "value"), [(0, 1, -4 / 7), (0, 3, -8 / 7), (1, 0, 4 / 7), (2, 1, 2 / 7)])
+def test_targeted_dlr_by_hand(label: int, target: int, value: float) -> None:
+    assert losses.targeted_dlr(VECTOR, torch.tensor([label]), torch.tensor([target])).item() == pytest.approx(value)
+
+
+def test_targeted_dlr_needs_four_classes() -> None:
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        losses.targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
+
+
+@given(seed=st.integers(0, 10_000), shift=st.floats(-50, 50), scale=st.floats(0.1, 100))
+def test_targeted_dlr_rises_with_its_target_and_knows_no_shift_and_no_scale(seed: int, shift: float, scale: float) -> None:
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+    y, target = logits.argmax(1), logits.argmin(1)
+    value = losses.targeted_dlr(logits, y, target)
+    assert (value < 0).all()
+    assert torch.allclose(losses.targeted_dlr(scale * logits + shift, y, target), value, rtol=2e-3)
+    raised = logits.scatter_add(1, target[:, None], torch.full((4, 1), 0.01))
+    assert (losses.targeted_dlr(raised, y, target) > value).all()
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 20))
+def test_the_targeted_cross_entropy_is_torchs_negated(seed: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(6, classes, generator=generator)
+    target = torch.randint(0, classes, (6,), generator=generator)
+    expected = -F.cross_entropy(logits.double(), target, reduction="none")
+    assert torch.allclose(losses.targeted_cross_entropy(logits, target).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 20))
+def test_the_divergence_is_torchs(seed: int, classes: int) -> None:
+    logits, reference = 3 * torch.randn(2, 6, classes, generator=torch.Generator().manual_seed(seed))
+    expected = F.kl_div(logits.double().log_softmax(1), reference.double().softmax(1), reduction="none").sum(1)
+    assert torch.allclose(losses.divergence(logits, reference).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_divergence_is_flat_where_it_is_zero() -> None:
+    reference = torch.tensor([[3.0, 1.0, -200.0], [0.0, 0.0, 0.0]])
+    logits = (reference + 5).requires_grad_()
+    value = losses.divergence(logits, reference)
+    assert value.tolist() == pytest.approx([0, 0], abs=1e-6)
+    (grad,) = torch.autograd.grad(value.sum(), logits)
+    assert grad.abs().max() < 1e-6

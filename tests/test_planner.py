@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from robustbench_lite import PluginError, UnknownName, UsageError
+from robustbench_lite import InvalidParameter, PluginError, UnknownName, UsageError
 from robustbench_lite.outdated import Outdated, difference
 from robustbench_lite.planner import Plan, contributed_protocols, count_shards, make_plan
 from robustbench_lite.protocol import find_protocol, known_protocols
@@ -33,6 +33,7 @@ def rbl_attacks():
     yield AttackSpec(name="costly", factory="lab:Costly", **common)
     yield AttackSpec(name="choosy", factory="lab:Choosy", min_classes=3, **common)
     yield AttackSpec(name="nowhere", factory="lab:NotThere", **common)
+    yield AttackSpec(name="incomplete", factory="lab:Incomplete", **common)
 
 @hookimpl
 def rbl_defenses():
@@ -63,6 +64,10 @@ class Costly:
 
 @dataclass(frozen=True, kw_only=True)
 class Choosy(Costly): ...
+
+@dataclass(frozen=True, kw_only=True)
+class Incomplete(Costly):
+    kind: str
 
 @dataclass(frozen=True, kw_only=True)
 class Around:
@@ -179,6 +184,16 @@ def test_a_defense_for_other_data_is_an_error_where_it_was_named_and_a_skip_amon
     with pytest.raises(UsageError, match="digits-only works on digits, not on blobs"):
         plan(defense="lab/digits-only")
     assert "works on digits" in reasons(plan(defense="all"))["digits-only x shift"]
+
+
+def test_an_attack_without_all_its_parameters_is_an_error_where_it_was_named_and_a_skip_among_all(
+    plan: Callable[..., Plan],
+) -> None:
+    with pytest.raises(InvalidParameter, match="lab/incomplete needs kind"):
+        plan(attack="lab/incomplete")
+    assert reasons(plan(attack="all"))["mean x incomplete"].startswith("needs parameters: `rbl show lab/incomplete`")
+    with pytest.raises(InvalidParameter, match="has no parameter 'kinds'"):
+        plan(attack="lab/incomplete[kinds=a],all")
 
 
 def test_a_data_set_that_fails_is_named(plan: Callable[..., Plan]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustbench_lite import AccessError, BudgetExceeded, PluginError, losses
+from robustbench_lite import AccessError, BudgetExceeded, PluginError, Target, losses
 from robustbench_lite.testing import CoinFlip, Linear, make_target
 
 
@@ -386,3 +386,75 @@ def test_a_defense_that_detaches_gives_a_zero_gradient(images: Tensor) -> None:
     target, _ = make_target(Detached(), x, y, "linf:0.1")
     _, _, grad = target.loss_and_grad(x, losses.margin, y)
     assert torch.equal(grad, torch.zeros_like(x))
+
+
+def each_class(logits: Tensor, y: Tensor) -> Tensor:
+    """(n, C - 1): by how much each wrong class leads the label."""
+    order = torch.arange(logits.shape[1] - 1).expand(len(y), -1)
+    return logits.gather(1, order + (order >= y[:, None])) - logits.gather(1, y[:, None])
+
+
+def steepness(loss: Tensor, grad: Tensor) -> Tensor:
+    return loss.abs() / grad.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 4])
+def test_the_least_of_several_losses_is_what_one_call_for_each_would_find(
+    labelled: tuple[nn.Module, Tensor, Tensor], micro_batch: int | None
+) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", micro_batch=micro_batch)
+    chosen = torch.tensor([4, 1, 2, 1, 0])
+    logits, loss, grad = target.least_loss_and_grad(x[chosen], each_class, steepness, y[chosen], index=chosen)
+    classes = logits.shape[1]
+    assert target.forwards.tolist() == target.queries.tolist() == [1, 2, 1, 0, 1, 0]
+    assert target.backwards.tolist() == [(classes - 1) * times for times in (1, 2, 1, 0, 1, 0)]
+    columns = [
+        target.loss_and_grad(x[chosen], lambda z, y, j=j: each_class(z, y)[:, j], y[chosen], index=chosen)
+        for j in range(classes - 1)
+    ]
+    least = torch.stack([steepness(c[1], c[2]) for c in columns]).argmin(0)
+    assert least.unique().numel() > 1
+    row = torch.arange(len(chosen))
+    assert torch.allclose(logits, model(x[chosen]), atol=1e-6)
+    assert torch.allclose(loss, torch.stack([c[1] for c in columns])[least, row], atol=1e-6)
+    assert torch.allclose(grad, torch.stack([c[2] for c in columns])[least, row], atol=1e-6)
+
+
+def test_the_least_loss_of_a_stochastic_defense_is_of_means_over_draws(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+
+    def fresh() -> Target:  # the same draws each time
+        return make_target(CoinFlip(model, sigma=0.3), x, y, "linf:0.1", stochastic=True, eot=3)[0]
+
+    target = fresh()
+    logits, loss, grad = target.least_loss_and_grad(x, each_class, steepness, y)
+    classes = logits.shape[1]
+    assert target.forwards.tolist() == [3] * len(x)
+    assert target.backwards.tolist() == [3 * (classes - 1)] * len(x)
+    columns = [fresh().loss_and_grad(x, lambda z, y, j=j: each_class(z, y)[:, j], y) for j in range(classes - 1)]
+    least = torch.stack([steepness(c[1], c[2]) for c in columns]).argmin(0)
+    row = torch.arange(len(x))
+    assert torch.allclose(logits, columns[0][0], atol=1e-6)
+    assert torch.allclose(loss, torch.stack([c[1] for c in columns])[least, row], atol=1e-6)
+    assert torch.allclose(grad, torch.stack([c[2] for c in columns])[least, row], atol=1e-6)
+
+
+def test_where_no_rank_is_finite_the_least_loss_and_its_gradient_are_zero(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    for rank in (torch.inf, torch.nan):
+        _, loss, grad = target.least_loss_and_grad(x, each_class, lambda loss, _, rank=rank: torch.full_like(loss, rank), y)
+        assert (loss == 0).all()
+        assert (grad == 0).all()
+
+
+def test_the_least_of_several_losses_without_a_gradient_has_gradient_zero() -> None:
+    model = Linear.binary((1, 2, 2))
+    x, y = torch.full((3, 1, 2, 2), 0.25), torch.zeros(3, dtype=torch.int64)
+    target, _ = make_target(model, x, y, "linf:0.1")
+    _, _, grad = target.least_loss_and_grad(x, lambda z, y: each_class(z.detach(), y), lambda loss, _: loss, y)
+    assert (grad == 0).all()
+    refused, _ = make_target(model, x, y, "linf:0.1", access="scores")
+    with pytest.raises(AccessError, match="gradients"):
+        refused.least_loss_and_grad(x, each_class, steepness, y)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_lite.errors import InvalidThreat
+from robustbench_lite.specs import NORMS, AttackSpec
 from robustbench_lite.threat import Threat
 
 SHAPES = ((3, 4, 4), (1, 8, 8), (7,))
@@ -30,6 +31,7 @@ THREATS = (
     "l0:3",
     "l0:0",
     "union:linf:0.03+l2:0.5+l1:2",
+    "unrestricted",
 )
 
 
@@ -108,6 +110,9 @@ def test_threats_are_equal_by_value() -> None:
         ("union:linf:0.1+l2", "radius above 0"),
         ("union:linf:0.1+l2:0", "radius above 0"),
         ("union:linf:0.1+union:l2:1+l1:2", "not of unions"),
+        ("union:linf:0.1+unrestricted", "unrestricted is none"),
+        ("unrestricted:1", "unrestricted has no radius"),
+        ("unrestricted:", "unrestricted has no radius"),
     ],
 )
 def test_bad_text_is_an_error_that_names_it_and_gives_an_example(text: str, problem: str) -> None:
@@ -115,7 +120,7 @@ def test_bad_text_is_an_error_that_names_it_and_gives_an_example(text: str, prob
         Threat.parse(text)
     assert repr(text) in caught.value.message
     assert problem in caught.value.message
-    assert "linf" in caught.value.hint or "l0:1 or l0:2" in caught.value.hint
+    assert any(example in caught.value.hint for example in ("linf", "l0:1 or l0:2", "unrestricted"))
 
 
 def test_a_misspelt_norm_is_guessed() -> None:
@@ -136,6 +141,10 @@ def test_a_number_from_yaml_is_an_error_too() -> None:
         ("l2", 1.0, (Threat("l1", 1.0),)),
         ("union", 0.5, (Threat("l1", 1.0), Threat("l2", 1.0))),
         ("union", 1.0, ()),
+        ("union", 1.0, (Threat("l1", 1.0), Threat("unrestricted", 1.0))),
+        ("unrestricted", math.inf, ()),
+        ("unrestricted", 0.5, ()),
+        ("unrestricted", 1.0, (Threat("l1", 1.0),)),
     ],
 )
 def test_threats_made_by_hand_are_checked_as_well(norm: str, eps: float, parts: tuple[Threat, ...]) -> None:
@@ -157,13 +166,15 @@ def test_at_changes_the_radius() -> None:
         Threat.parse("l0").at(1.5)
     with pytest.raises(InvalidThreat, match="no single radius"):
         Threat.parse("union:linf:0.1+l2:1").at(2)
+    with pytest.raises(InvalidThreat, match="no single radius"):
+        Threat.parse("unrestricted").at(0.5)
 
 
 def test_threats_survive_pickle_and_copy() -> None:
-    threat = Threat.parse("union:l1:12+linf:8/255")
-    for twin in (pickle.loads(pickle.dumps(threat)), copy.deepcopy(threat)):
-        assert twin == threat
-        assert str(twin) == str(threat)
+    for threat in map(Threat.parse, ("union:l1:12+linf:8/255", "unrestricted")):
+        for twin in (pickle.loads(pickle.dumps(threat)), copy.deepcopy(threat)):
+            assert twin == threat
+            assert str(twin) == str(threat)
 
 
 def test_importing_and_parsing_load_no_torch() -> None:
@@ -189,8 +200,28 @@ def test_the_size_in_a_union_is_the_least_in_radii() -> None:
     np.testing.assert_allclose(union.size(x, x_adv).numpy(), least, rtol=1e-12)
 
 
+def test_unrestricted_contains_every_image_and_its_size_is_the_root_mean_square() -> None:
+    threat = Threat.parse(" unrestricted ")
+    assert (threat.norm, threat.eps, str(threat), threat.parts) == ("unrestricted", 1.0, "unrestricted", ())
+    assert threat == Threat("unrestricted", 1.0) != Threat("linf", 1.0)
+    black, white = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
+    assert threat.size(black, white).item() == 1.0
+    assert threat.contains(black, white).all()
+    one = black.clone()
+    one[0, 0, 0, 0] = 0.6
+    assert threat.size(black, one).item() == pytest.approx(0.6 / math.sqrt(48))
+    assert threat.project(black, one - 0.5).tolist() == (one - 0.5).clamp(0, 1).tolist()
+
+
+def test_a_minimal_norm_attack_cannot_be_unrestricted() -> None:
+    common = {"name": "a", "factory": "m:A", "access": "scores"}
+    assert AttackSpec(**common, norms=NORMS).problems() == []
+    (problem,) = AttackSpec(**common, norms=("l2", "unrestricted"), goal="minimal-norm").problems()
+    assert "declare balls" in problem
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("text", ["linf", "l2:0.5", "l1", "l0", "l0:8", "union:linf:0.03+l0:5"])
+@pytest.mark.parametrize("text", ["linf", "l2:0.5", "l1", "l0", "l0:8", "union:linf:0.03+l0:5", "unrestricted"])
 def test_points_that_are_not_finite_are_nowhere_inside(text: str, bad: float) -> None:
     x = torch.full((2, 3, 2, 2), 0.5)
     x_adv = x.clone()

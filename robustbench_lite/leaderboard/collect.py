@@ -77,7 +77,7 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What is kept of a cell: a CellResult with four arrays, and scalars.
+    """What is kept of a cell: a CellResult with four arrays (five, where an attack is made of others), and scalars.
 
     attack, defense: what identifies its column and its row. done: it holds the examples it should. scalars: of a done cell,
     ``forwards``, ``backwards`` and ``seconds`` where their metrics gave a number, ``median`` for a minimal-norm attack.
@@ -144,7 +144,8 @@ def _problem(cell: CellResult) -> str:
 
 
 def _keep(cell: CellResult, metrics: Metrics, meter: Meter, indices: dict[bytes, np.ndarray]) -> Kept:
-    arrays = {name: np.array(cell.arrays[name]) for name in _KEPT_ARRAYS} if cell.n else {}
+    wanted = _KEPT_ARRAYS + ("member",) * ("member" in cell.arrays)
+    arrays = {name: np.array(cell.arrays[name]) for name in wanted} if cell.n else {}
     if arrays:  # nearly all cells are over the same examples: hold that list once
         arrays["index"] = indices.setdefault(arrays["index"].tobytes(), arrays["index"])
     kept = Kept(

@@ -69,6 +69,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
         found["progress"] = entry.progress
     if entry.median is not None:
         found["median_perturbation"] = _value(entry.median)
+    if entry.members:
+        found["members"] = [{"label": member.label, "beaten": member.beaten} for member in entry.members]
     return found | {"notes": list(entry.notes)}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import ALPHA
 from robustbench_lite.leaderboard.text import DASH, count, length, percent, superscript
+from robustbench_lite.specs import UNRESTRICTED
 
 Escape = Callable[[str], str]
 
@@ -60,6 +61,18 @@ def median_grid(table: Leaderboard, escape: Escape) -> Grid | None:
     return Grid(header, rows, [False, *[True] * len(columns)])
 
 
+def member_grids(table: Leaderboard, escape: Escape) -> list[tuple[str, Grid]]:
+    """Who beat how many: the label of each attack that is made of others, with one column per member."""
+    found: list[tuple[str, Grid]] = []
+    for i, attack in enumerate(table.attacks):
+        rows = [(row.defense, row.entries[i].members) for row in table.rows if row.entries[i].members]
+        if rows:
+            header = ["defense", *(escape(member.label) for member in rows[0][1])]
+            cells = [[escape(defense), *(f"{member.beaten:,}" for member in members)] for defense, members in rows]
+            found.append((attack.label, Grid(header, cells, [False, *[True] * (len(header) - 1)])))
+    return found
+
+
 def _row(row: Row, escape: Escape, notes: Footnotes) -> list[str]:
     return [
         DASH if row.rank is None else str(row.rank),
@@ -107,6 +120,11 @@ def legend(table: Leaderboard) -> list[str]:
         f"rank (p > {ALPHA} after Holm's correction). This is not transitive: neighbours of different rank may be close.",
         "Forwards, backwards: passes per example, and seconds: wall clock; sums over the row's attacks.",
     ]
+    if table.threat.norm == UNRESTRICTED:
+        said.append(
+            "Unrestricted: every image counts. What an attack may do to one is for its parameters to say (rbl show ATTACK), so "
+            "the columns are threat models of their own, and the worst case is over those that are shown."
+        )
     if any(row.rank is None for row in rows):
         said.append("Rows without a rank lack a result, or are flagged: see their footnotes.")
     if any(entry.status == NOT_APPLICABLE for row in rows for entry in row.entries):

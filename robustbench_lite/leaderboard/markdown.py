@@ -6,7 +6,7 @@ import re
 
 from tabulate import tabulate
 
-from robustbench_lite.leaderboard.layout import Footnotes, Grid, facts, legend, main_grid, median_grid
+from robustbench_lite.leaderboard.layout import Footnotes, Grid, facts, legend, main_grid, median_grid, member_grids
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import link, plain
 
@@ -29,6 +29,8 @@ def render(table: Leaderboard, *, command: str = "rbl report") -> str:
             "correctly, with 95 % bootstrap intervals:",
             _pipes(medians),
         ]
+    for label, grid in member_grids(table, escape):
+        blocks += [f"Examples that each member of {escape(label)} beat:", _pipes(grid)]
     blocks.append("\n".join(f"- {line}" for line in legend(table)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -24,18 +24,27 @@ class Attack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Credit:
+    """One attack that another is made of, and how many examples it beat as its member."""
+
+    label: str
+    beaten: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One defense under one attack.
 
     status: of the stored cell (``results.STATUSES``), or ``not-applicable``. value: robust accuracy, of a done cell only.
     progress: ``256/2000`` examples of a partial cell. median: the median smallest perturbation, of minimal-norm attacks only.
-    notes: why there is no value, or what to know about it.
+    members: who beat how many, for an attack made of others. notes: why there is no value, or what to know about it.
     """
 
     status: str
     value: MetricValue | None = None
     progress: str = ""
     median: MetricValue | None = None
+    members: tuple[Credit, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

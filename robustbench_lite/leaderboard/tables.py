@@ -19,7 +19,7 @@ from robustbench_lite.errors import RblError
 from robustbench_lite.leaderboard.collect import Group, Kept, Meter, Metrics, collect
 from robustbench_lite.leaderboard.labels import distinct_labels
 from robustbench_lite.leaderboard.lookup import Metric
-from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Attack, Entry, Leaderboard, Row
+from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Attack, Credit, Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import shared_ranks
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import CellResult, MetricValue
@@ -195,7 +195,8 @@ def _entry(kept: Kept | None, reason: str, threat: Threat, asked: int | None, co
             value = context.meter(context.metrics.robust, kept.cell, threat)
         except RblError as error:
             return Entry(status="error", notes=(plain(error.message),))
-        return Entry(status="done", value=value, median=kept.scalars.get("median"), notes=kept.notes)
+        median = kept.scalars.get("median")
+        return Entry(status="done", value=value, median=median, members=_credits(kept, threat), notes=kept.notes)
     if reason:
         return Entry(status=NOT_APPLICABLE, notes=(plain(f"does not apply: {reason}"),))
     if kept is None:
@@ -205,6 +206,17 @@ def _entry(kept: Kept | None, reason: str, threat: Threat, asked: int | None, co
     progress = f"{kept.cell.n}/{asked}" if kept.cell.status == "partial" and asked else ""
     said = plain(kept.cell.reason) or {"missing": "not run", "partial": "not finished"}.get(kept.cell.status, "no reason given")
     return Entry(status=kept.cell.status, progress=progress, notes=(f"{kept.cell.status}: {said}",))
+
+
+def _credits(kept: Kept, threat: Threat) -> tuple[Credit, ...]:
+    """How many examples each member beat. None of an attack whose members only ever see surrogates."""
+    attack, arrays = kept.cell.spec["attack"], kept.cell.arrays
+    if "member" not in arrays or "surrogates" in attack:
+        return ()
+    members = attack.get("members", ())
+    beaten = arrays["clean_correct"] & ~kept.cell.robust(threat)
+    counts = np.bincount(arrays["member"][beaten], minlength=len(members) + 1)
+    return tuple(Credit(label=plain(m["label"]), beaten=int(counts[i])) for i, m in enumerate(members, 1))
 
 
 def _clean_changes(used: Sequence[Kept]) -> int:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_lite.composition import is_composed, resolve_members, surrogate_selectors
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.errors import AccessError, BudgetExceeded, RblError
 from robustbench_lite.randomness import Randomness
 from robustbench_lite.registry import Registry
 from robustbench_lite.resolve import ResolvedAttack
 from robustbench_lite.runner import run_shard
-from robustbench_lite.specs import AttackSpec
+from robustbench_lite.specs import BALLS, AttackSpec
 from robustbench_lite.target import Target
 from robustbench_lite.testing.checks import Failed, Skipped, Subject, describe
 from robustbench_lite.testing.problems import Problem
@@ -147,10 +148,13 @@ class AttackSubject(Subject):
         return Problem.make(max(3, self.declared.min_classes))
 
     def threats(self, problem: Problem) -> list[Threat]:
-        """One threat model for every norm that it declares, generous; without a radius for minimal-norm attacks."""
-        norms = self.declared.norms
+        """One threat model for every norm that it declares, generous; without a radius for minimal-norm attacks.
+
+        Of an attack made of others only the norms that all its members have: in the others the planner skips it, and says why.
+        """
+        norms = [norm for norm in self.declared.norms if self._members_have(norm)]
         if self.minimal:
-            return [Threat(norm, float("inf")) for norm in norms if norm != "union"]
+            return [Threat(norm, float("inf")) for norm in norms if norm in BALLS]
         return [problem.threat(norm) for norm in norms]
 
     def run(
@@ -189,6 +193,21 @@ class AttackSubject(Subject):
             raise Failed(f"{run.called}: {error_in_words(run.error)}", fix=hint_for(run.error))
         return run
 
+    def _members_have(self, norm: str) -> bool:
+        """Whether the members work in a norm; a member that cannot be had is for the check `runs` to tell."""
+        if not is_composed(self.found.instance):
+            return True
+        try:
+            members = resolve_members(self.registry, self._alone, self.base.threat(norm))
+        except RblError:
+            return True
+        return all(norm in member.declared.norms for member in members)
+
+    @property
+    def _alone(self) -> ResolvedAttack:
+        """The attack without its members."""
+        return ResolvedAttack(self.found.entry, self.found.instance, self.found.label)
+
     @property
     def _norms(self) -> list[str]:
         return [threat.norm for threat in self.threats(self.base)]
@@ -211,10 +230,11 @@ class AttackSubject(Subject):
         model = copy.deepcopy(problem.model)
         run = Run(problem, threat, model, rows)
         model.register_forward_pre_hook(_Counter())
-        watched = ResolvedAttack(found.entry, _Watched(found.instance, run), found.label)
-        deployed = Deployed(
-            model, num_classes=len(problem.linear.bias), stochastic=stochastic, micro_batch=micro_batch, name=problem.name
-        )
+        classes = len(problem.linear.bias)
+
+        def deploy(module: nn.Module) -> Deployed:
+            return Deployed(module, num_classes=classes, stochastic=stochastic, micro_batch=micro_batch, name=problem.name)
+
         spec = {
             "protocol": {"eot": eot, "eval_draws": 8, "budget": budget},
             "dataset": {"label": problem.name},
@@ -225,7 +245,12 @@ class AttackSubject(Subject):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # so small a problem is ten times slower on several
         try:
-            result = run_shard(spec, deployed, watched, problem.x[list(rows)], problem.y[list(rows)], rows, 0)
+            members = resolve_members(self.registry, self._alone, threat)
+            watched = ResolvedAttack(found.entry, _Watched(found.instance, run), found.label, members)
+            x, y = problem.x[list(rows)], problem.y[list(rows)]
+            # Surrogates stand for defenses that may not be there; here the problem's own model takes their place.
+            surrogates = [deploy(copy.deepcopy(model)) for _ in surrogate_selectors(found.instance)]
+            result = run_shard(spec, deploy(model), watched, x, y, rows, 0, surrogates)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

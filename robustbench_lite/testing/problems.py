@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustbench_lite.specs import UNRESTRICTED
 from robustbench_lite.testing.toys import Linear
 from robustbench_lite.threat import Threat
 
@@ -79,7 +80,12 @@ class Problem:
         return self._known[norm]
 
     def threat(self, norm: str, factor: float = GENEROUS) -> Threat:
-        """A threat model of ``factor`` times the median distance; a union of two such balls for ``union``."""
+        """A threat model of ``factor`` times the median distance; a union of two such balls for ``union``.
+
+        ``unrestricted`` has no distance: it is the same for every factor.
+        """
+        if norm == UNRESTRICTED:
+            return Threat.parse(norm)
         if norm == "union":
             return Threat.parse(f"union:{self.threat('linf', factor)}+{self.threat('l2', factor)}")
         radius = factor * float(np.median(self.distances(norm)))

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite.deployed import Deployed
+from robustbench_lite.ledger import Ledger
+from robustbench_lite.member import members_of
 from robustbench_lite.randomness import Randomness, randn_like
-from robustbench_lite.target import Ledger, Target
+from robustbench_lite.target import Target, surrogate_targets
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from robustbench_lite.resolve import ResolvedAttack
 
 
 class Linear(nn.Module):
@@ -112,23 +116,39 @@ def make_target(
     budget: int | None = None,
     goal: str = "fixed-budget",
     ids: Tensor | None = None,
+    members: Sequence[ResolvedAttack] = (),
+    surrogates: Sequence[nn.Module] = (),
 ) -> tuple[Target, Randomness]:
     """A target on ``model`` as the core would make it, and the random numbers that an attack would be given.
 
-    x: (N, C, H, W) in [0, 1], y: (N,). ids (N,) number the examples for the random numbers: 0 to N - 1 where None.
+    x: (N, C, H, W) in [0, 1], y: (N,). ids (N,) number the examples for the random numbers: 0 to N - 1 where None. members:
+    of an attack made of others (``composition.resolve_members``). surrogates: models of the same kind that it is crafted on.
     """
     with torch.no_grad():
         columns = model.eval()(x[:1]).shape[1]
     numbers = torch.arange(len(x), device=x.device) if ids is None else ids
-    deployed = Deployed(
-        model,
-        num_classes=columns - rejects,
-        stochastic=stochastic,
-        differentiable=differentiable,
-        rejects=rejects,
-        micro_batch=micro_batch,
-    )
+
+    def deploy(module: nn.Module) -> Deployed:
+        return Deployed(
+            module,
+            num_classes=columns - rejects,
+            stochastic=stochastic,
+            differentiable=differentiable,
+            rejects=rejects,
+            micro_batch=micro_batch,
+        )
+
     limits = Threat.parse(threat) if isinstance(threat, str) else threat
     ledger = Ledger(x, y, limits, minimal=goal == "minimal-norm", rejects=rejects, budget=budget)
-    target = Target(deployed, ledger, access=access, key=f"{seed}|defense", ids=numbers, eot=eot, confirm=confirm)
+    target = Target(
+        deploy(model),
+        ledger,
+        access=access,
+        key=f"{seed}|defense",
+        ids=numbers,
+        eot=eot,
+        confirm=confirm,
+        members=members_of(members),
+        surrogates=surrogate_targets([deploy(s) for s in surrogates], ledger, key=str(seed), ids=numbers, eot=eot),
+    )
     return target, Randomness(f"{seed}|attack", numbers)

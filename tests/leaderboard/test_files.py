@@ -81,6 +81,7 @@ def test_names_say_what_differs_from_the_default_run(make_cell, tables, others, 
         ({"protocol": {"name": "mine"}}, "digits-linf-mine"),
         ({"seed": 2}, "digits-linf-seed2"),
         ({"threat": "l2:0.5"}, "digits-l2"),
+        ({"threat": "unrestricted"}, "digits-unrestricted"),
     ],
 )
 def test_a_table_alone_has_the_name_that_it_has_among_others(make_cell, tables, cell, name):

@@ -129,6 +129,8 @@ def test_the_legend_speaks_of_what_is_there(make_cell, one):
     assert "without a rank" not in whole
     assert "does not apply" not in whole
     assert "Median smallest" not in whole
+    assert "Unrestricted" not in whole
+    assert "Unrestricted: every image counts" in markdown.render(one([make_cell(threat="unrestricted")]))
     cells = [make_cell("x", "a"), make_cell("x", "b"), make_cell("y", "a")]
     assert "without a rank" in markdown.render(one(cells))
     assert "does not apply" in markdown.render(one(cells, not_applicable={("y", "b"): "no"}))
@@ -250,10 +252,11 @@ def test_every_render_keeps_the_schema(tables, make_cell, varied):
         *varied,
         make_cell(threat="l2:1"),
         make_cell(threat="union:linf:0.1+l2:1"),
+        make_cell(threat="unrestricted"),
         make_cell(status="missing", threat="l1:8"),
     ]
     found = tables([*cells, make_cell("weighted", threat="l0:3", weights="a" * 64)], reference=lambda *_: "arXiv:1706.06083")
-    assert len(found) == 5
+    assert len(found) == 6
     for table in found:
         validate(table)
 

@@ -345,6 +345,17 @@ def test_union_threats_have_their_own_table(make_cell, tables):
     assert [(t.threat.norm, len(t.rows)) for t in found] == [("l2", 1), ("union", 2)]
 
 
+def test_what_is_unrestricted_has_its_own_table_after_the_others(make_cell, tables):
+    beaten = make_cell("x", "rotates", [0, 1], threat="unrestricted", sizes=0.4)
+    missed = make_cell("x", "blurs", threat="unrestricted")
+    small = make_cell("x", "minimal", range(5), threat="linf", goal="minimal-norm")
+    found = tables([beaten, missed, small, make_cell("x", threat="union:linf:0.03+l2:0.5"), make_cell("x", threat="linf:0.2")])
+    assert [str(t.threat) for t in found] == ["linf:0.2", "union:linf:0.03+l2:0.5", "unrestricted"]
+    (row,) = found[-1].rows
+    assert [a.label for a in found[-1].attacks] == ["blurs", "rotates"]
+    assert (row.rank, row.worst.value, row.entries[1].median) == (1, 1 - 2 / 40, None)
+
+
 def test_memory_holds_what_tables_need_only(make_cell):
     """Four arrays per cell are kept, and the list of examples once for all cells."""
     n = 2000

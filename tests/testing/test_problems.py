@@ -55,3 +55,4 @@ def test_most_images_can_be_beaten_at_the_generous_radius() -> None:
     for norm in ("linf", "l2", "l1", "l0"):
         assert (problem.distances(norm) <= problem.threat(norm).eps).mean() > 0.8
     assert str(problem.threat("union")).startswith("union:linf:")
+    assert str(problem.threat("unrestricted")) == "unrestricted"

@@ -1,0 +1,148 @@
+"""What an attack on one shard has cost and found so far, per example: what targets write, and the judge reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robustbench_lite.deployed import leads, misclassified
+from robustbench_lite.errors import BudgetExceeded
+
+if TYPE_CHECKING:
+    from robustbench_lite.threat import Threat
+
+# Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
+Confirm = Callable[[Tensor, Tensor], Tensor]
+
+
+class Ledger:
+    """What one attack on one shard has cost and found so far, per example; shared by a target and its selections.
+
+    queries: (N,) calls; forwards, backwards: (N,) passes, so that a stochastic defense under EOT counts every draw.
+    broken: (N,) bool; best: the best point seen (N, ...); size: its size (N,), inf where there is none; member: (N,) the number
+    of the member that found it, 0 for the attack itself. unattributed: rows that came without saying whose they were.
+    surrogates: the ledgers of the defenses that the attack is crafted on.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, minimal: bool, rejects: bool, budget: int | None) -> None:
+        n = len(x)
+        self.x, self.y, self.threat = x, y, threat
+        self.minimal, self.rejects, self.budget = minimal, rejects, budget
+        self.surrogates: list[SurrogateLedger] = []
+        self.queries = torch.zeros(n, dtype=torch.int64, device=x.device)
+        self.forwards = torch.zeros_like(self.queries)
+        self.backwards = torch.zeros_like(self.queries)
+        self.draws = torch.zeros_like(self.queries)
+        self.confirmations = torch.zeros_like(self.queries)
+        self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
+        self.best = x.clone()
+        self.member = torch.zeros(n, dtype=torch.int16, device=x.device)
+        self.unattributed = 0
+        self.notes: dict[str, None] = {}  # an ordered set
+
+    def admit(self, rows: Tensor | None, n: int) -> None:
+        """Take one query for each row, all or none; raises BudgetExceeded."""
+        if self.budget is None:
+            add(self.queries, rows, 1)
+            return
+        after = self.queries.clone()
+        add(after, rows, 1)
+        over = after > self.budget
+        exhausted = over if rows is None else over[rows]
+        if bool(exhausted.any()):
+            raise BudgetExceeded(
+                f"the query budget of {self.budget} per example is used up for {int(exhausted.sum())} of {n} rows",
+                rows=tuple(exhausted.nonzero()[:, 0].tolist()),
+                hint="drop these rows and go on, or return the points that you have: what was found is kept",
+            )
+        self.queries = after
+
+    def remember(
+        self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None, member: int = 0
+    ) -> None:
+        """Keep every point of ``x`` that is misclassified, inside the threat model, and better than what is known.
+
+        confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not. member: who
+        found them.
+        """
+        y = self.y if rows is None else self.y[rows]
+        new = misclassified(scores, y, self.rejects)
+        if not self.minimal:
+            new &= ~(self.broken if rows is None else self.broken[rows])
+        at = new.nonzero()[:, 0]
+        if not len(at):
+            return
+        owner = at if rows is None else rows[at]
+        clean, points = self.x[owner], x[at].detach()
+        size = self.threat.size(clean, points)
+        better = (size <= self.threat.limit) & (size < self.size[owner])
+        owner, points, size = owner[better], points[better], size[better]
+        in_box = self.threat.in_box(points)
+        if not bool(in_box.all()):
+            owner, points, size = owner[in_box], points[in_box], size[in_box]
+        if confirmed is not None and len(owner):
+            stays = confirmed(owner, points)
+            owner, points, size = owner[stays], points[stays], size[stays]
+        if not len(owner):
+            return
+        if rows is not None:  # an example may stand in several rows: the smallest of its points, then the first
+            keep = self._first_of_each(owner, size)
+            owner, points, size = owner[keep], points[keep], size[keep]
+        self.best[owner] = points
+        self.size[owner] = size
+        self.member[owner] = member
+        self.broken[owner] = True
+
+    def found(self) -> Tensor:
+        """(N,) bool: where ``best`` is a point that was found."""
+        return self.broken
+
+    def _first_of_each(self, owner: Tensor, size: Tensor) -> Tensor:
+        """Positions of the entry with the least ``size`` (n,) of each example in ``owner`` (n,); of equal ones the first."""
+        order = size.argsort(stable=True)
+        position = torch.arange(len(order), device=order.device)
+        first = torch.full_like(self.queries, len(order)).scatter_reduce_(0, owner[order], position, "amin")
+        return order[first[owner[order]] == position]
+
+
+class SurrogateLedger(Ledger):
+    """Of a surrogate. Fooling it beats nothing, so that no example leaves; its best point is the one that it gets most wrong.
+
+    lead: (N,) by how much the best wrong class leads at ``best``; 0 where none does.
+    """
+
+    def __init__(self, ledger: Ledger, rejects: bool) -> None:
+        super().__init__(ledger.x, ledger.y, ledger.threat, minimal=ledger.minimal, rejects=rejects, budget=None)
+        self.lead = torch.zeros(len(ledger.y), device=ledger.x.device)
+        self.surrogates = ledger.surrogates
+        self.surrogates.append(self)
+        self.notes = ledger.notes
+
+    def remember(
+        self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None, member: int = 0
+    ) -> None:
+        """Keep every point of ``x`` inside the threat model that is more wrongly classified than what is known."""
+        y = self.y if rows is None else self.y[rows]
+        lead = leads(scores, y, self.rejects)
+        at = (lead > (self.lead if rows is None else self.lead[rows])).nonzero()[:, 0]
+        owner = at if rows is None else rows[at]
+        points = x[at].detach()
+        keep = self.threat.contains(self.x[owner], points) & self.threat.in_box(points)
+        owner, points, lead = owner[keep], points[keep], lead[at][keep]
+        first = self._first_of_each(owner, -lead)
+        self.best[owner[first]], self.lead[owner[first]] = points[first], lead[first]
+
+    def found(self) -> Tensor:
+        return self.lead > 0
+
+
+def add(counter: Tensor, rows: Tensor | None, amount: int) -> None:
+    """Add ``amount`` once for each occurrence of a row."""
+    if rows is None:
+        counter += amount
+    else:
+        counter.index_add_(0, rows, torch.full_like(rows, amount))

@@ -1,0 +1,84 @@
+"""The attacks that another attack is made of, as it meets them at run time. See ``composition.py`` for how they are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from robustbench_lite.errors import BudgetExceeded, PluginError
+from robustbench_lite.randomness import seeded_globally
+
+if TYPE_CHECKING:
+    from robustbench_lite.randomness import Randomness
+    from robustbench_lite.resolve import ResolvedAttack
+    from robustbench_lite.target import Target
+    from robustbench_lite.threat import Threat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One attack of an attack that is made of several.
+
+    number: its place among them, from 1, by which finds are credited. id, label, access, goal: as its plugin declared and the
+    selector asked. Called as an attack is, on the attack's own target or a selection of it (or on a surrogate)::
+
+        for member in target.members:
+            rows = (~target.broken).nonzero()[:, 0]
+            member(target.select(rows), x[rows], y[rows], threat, rng.select(rows))
+    """
+
+    number: int
+    id: str
+    label: str
+    access: str
+    goal: str
+    attack: Any = field(repr=False)
+    global_rng: bool = False
+    shard: int = 0
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
+        """Run it; what it returns has been shown to the target, which credits it with what it found.
+
+        rng: the composite's own, for the same rows: the member draws from a stream that depends on its id and its number, so
+        that neither the other members nor who is left changes its draws. What it raises carries a note with its label.
+        """
+        inner = target.enter(self)
+        if not len(x):
+            return x
+        stream = rng.child("member", self.id, self.number)
+        try:
+            with seeded_globally(self.global_rng, stream.seed_for("shard", self.shard), x.device):
+                points = self.attack(inner, x.clone(), y.clone(), threat, stream)
+            if not isinstance(points, Tensor) or points.shape != x.shape or points.dtype != x.dtype:
+                got = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+                raise PluginError(
+                    f"it returned {got} for {x.dtype} {tuple(x.shape)}", hint="an attack returns one point per row of x"
+                )
+        except BudgetExceeded:
+            raise
+        except Exception as error:
+            error.add_note(f"member {self.label}")
+            raise
+        points = points.detach()
+        inner.show(points)
+        return points
+
+
+def members_of(attacks: Sequence[ResolvedAttack], shard: int = 0) -> tuple[Member, ...]:
+    """Resolved attacks as the members of another, ready to run on a shard."""
+    return tuple(
+        Member(
+            number=number,
+            id=found.entry.id,
+            label=found.label,
+            access=found.declared.access,
+            goal=found.declared.goal,
+            attack=found.instance,
+            global_rng=found.declared.global_rng,
+            shard=shard,
+        )
+        for number, found in enumerate(attacks, 1)
+    )
