@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from rbl_attacks.apgd import APGDCE
+from rbl_attacks.apgd import APGDCE, APGDT
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.geometry import in_ball, length
 from rbl_attacks.noise import GaussianNoise, UniformNoise
@@ -22,6 +22,7 @@ ATTACKS = {
     "fgsm": (FGSM(), "gradient"),
     "pgd": (PGD(steps=6, restarts=2), "gradient"),
     "apgd-ce": (APGDCE(steps=12, restarts=2), "gradient"),
+    "apgd-t": (APGDT(steps=8, restarts=2, targets=2), "gradient"),
     "square": (Square(queries=40, restarts=2), "scores"),
     "uniform-noise": (UniformNoise(), "none"),
     "gaussian-noise": (GaussianNoise(), "none"),
@@ -54,7 +55,7 @@ def test_an_example_gets_the_same_point_whoever_else_is_there(name: str, norm: s
     assert part.forwards.tolist() == target.forwards[chosen].tolist()
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "square"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "apgd-t", "square"])
 def test_the_expected_cost_is_the_cost_of_an_example_that_is_never_beaten(name: str, images: Tensor) -> None:
     attack, access = ATTACKS[name]
     model = Linear(torch.zeros(3, 72), torch.tensor([5.0, 0.0, -1.0]))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linear_problem import distances, margins, problem
 
-from rbl_attacks.apgd import APGDCE
+from rbl_attacks.apgd import APGDCE, APGDDLR, APGDT
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.geometry import linear_optimum
 from rbl_attacks.noise import GaussianNoise, UniformNoise
@@ -25,6 +25,8 @@ WHITE_BOX = {
     "pgd-zero": PGD(steps=20, start="zero"),
     "pgd-margin": PGD(steps=20, loss="margin", restarts=2),
     "apgd-ce": APGDCE(steps=20),
+    "apgd-dlr": APGDDLR(steps=20),  # two classes: on the margin, as apgd-t
+    "apgd-t": APGDT(steps=20),
 }
 
 
@@ -45,8 +47,10 @@ def test_beats_exactly_what_is_nearer_than_eps(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("attack", [PGD(steps=20), APGDCE(steps=20), FGSM()], ids=["pgd", "apgd-ce", "fgsm"])
-def test_reaches_the_lowest_margin_where_nothing_can_be_beaten(attack: PGD | APGDCE | FGSM, norm: str) -> None:
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=20), APGDCE(steps=20), APGDT(steps=20), FGSM()], ids=["pgd", "apgd-ce", "apgd-t", "fgsm"]
+)
+def test_reaches_the_lowest_margin_where_nothing_can_be_beaten(attack: PGD | APGDCE | APGDT | FGSM, norm: str) -> None:
     model, x, y = problem()
     far = distances(norm) > np.median(distances(norm))
     x, y = x[far], y[far]

@@ -1,4 +1,4 @@
-"""Auto-PGD's step sizes, from scripted losses: no model, no image."""
+"""Steps of gradient attacks from scripted losses and gradients: no model, no image."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbl_attacks.schedule import Euclidean, Sparse
+from rbl_attacks.schedule import Accumulated, Euclidean, Sparse, steepest
 
 EPS = 0.3
+NOWHERE = torch.zeros(1, 1)
 
 
 def follow(losses: Callable[[int], float], steps: int = 100) -> tuple[list[int], list[int], list[float]]:
     """Steps after which there was a checkpoint, those at which the step was halved, and the step sizes in use."""
-    schedule = Euclidean(steps, EPS, torch.tensor([losses(0)]), norm="linf", rho=0.75)
+    schedule = Euclidean(steps, EPS, norm="linf", rho=0.75)
+    schedule.begin(torch.tensor([losses(0)]))
     checkpoints, halvings, sizes = [], [], []
     best = losses(0)
     for number in range(1, steps + 1):
         sizes.append(schedule.size.item())
         best = max(best, losses(number))
-        back = schedule.observe(torch.tensor([losses(number)]), torch.tensor([best]), torch.zeros(1, 1))
+        back = schedule.observe(torch.tensor([losses(number)]), torch.tensor([best]), NOWHERE, NOWHERE)
         if back is not None:
             checkpoints.append(number)
             if bool(back):
@@ -61,16 +63,17 @@ def test_no_progress_halves_it_at_every_second_checkpoint_and_never_at_the_first
 
 
 def test_examples_do_not_disturb_each_other() -> None:
-    schedule = Euclidean(10, EPS, torch.zeros(3), norm="l2", rho=0.75)
+    schedule = Euclidean(10, EPS, norm="l2", rho=0.75)
+    schedule.begin(torch.zeros(3))
     rising = torch.tensor([1.0, 0.0, 1.0])
     for number in range(1, 3):
-        schedule.observe(rising * number, rising * number, torch.zeros(3, 1))
+        schedule.observe(rising * number, rising * number, torch.zeros(3, 1), torch.zeros(3, 1))
     schedule.keep(torch.tensor([True, True, False]))
     assert schedule.size.tolist() == pytest.approx([2 * EPS, EPS])
 
 
 def step_of(schedule: Sparse, gradient: Tensor) -> tuple[int, float]:
-    move = schedule.move(gradient)
+    move = schedule.move(gradient, torch.full_like(gradient, 0.5))
     return int((move != 0).sum()), move.abs().sum().item()
 
 
@@ -89,8 +92,8 @@ def test_sparse_steps_follow_the_sparsity_of_the_best_point() -> None:
 
     def period(delta: Tensor) -> Tensor | None:
         for _ in range(3):
-            assert schedule.observe(torch.zeros(1), torch.zeros(1), delta) is None
-        return schedule.observe(torch.zeros(1), torch.zeros(1), delta)
+            assert schedule.observe(torch.zeros(1), torch.zeros(1), delta, torch.zeros_like(delta)) is None
+        return schedule.observe(torch.zeros(1), torch.zeros(1), delta, torch.zeros_like(delta))
 
     back = period(best)  # 100 changed values became 30: back to the best point, with a step of eps
     assert back is not None
@@ -103,3 +106,34 @@ def test_sparse_steps_follow_the_sparsity_of_the_best_point() -> None:
     for _ in range(20):
         period(best)
     assert step_of(schedule, gradient)[1] == pytest.approx(EPS / 10)
+
+
+def test_accumulated_steps_by_hand() -> None:
+    """Gradients (1, 3) and (-2, 0) have l1 lengths 4 and 2: the sums are (1/4, 3/4) and 0.5 (1/4, 3/4) - (1, 0)."""
+    schedule, points = Accumulated(0.1, "l2", decay=0.5), torch.full((1, 1, 1, 2), 0.5)
+    for gradient, total in (((1.0, 3.0), (0.25, 0.75)), ((-2.0, 0.0), (-0.875, 0.375)), ((0.0, 0.0), (-0.4375, 0.1875))):
+        move = schedule.move(torch.tensor(gradient).view(1, 1, 1, 2), points).flatten()
+        expected = torch.tensor(total)
+        assert torch.allclose(move, 0.1 * expected / expected.norm())
+
+
+def test_accumulated_steps_forget_who_left() -> None:
+    schedule, points = Accumulated(0.1, "linf", decay=1.0), torch.full((2, 1, 1, 1), 0.5)
+    schedule.move(torch.tensor([5.0, -5.0]).view(2, 1, 1, 1), points)
+    schedule.keep(torch.tensor([False, True]))
+    assert schedule.move(torch.zeros(1, 1, 1, 1), points[1:]).item() == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("count", [2, torch.tensor([2, 1])], ids=["one number for all", "one for each"])
+def test_a_sparse_direction_takes_the_largest_derivatives_that_the_box_does_not_block(count: int | Tensor) -> None:
+    gradient = torch.tensor([[9.0, -4.0, 3.0, 2.0]]).repeat(2, 1).view(2, 1, 2, 2)
+    points = torch.tensor([[1.0, 0.5, 0.5, 0.5], [0.5, 0.0, 0.5, 0.5]]).view(2, 1, 2, 2)
+    second = [0.5, 0.0, 0.5, 0.0] if isinstance(count, int) else [1.0, 0.0, 0.0, 0.0]
+    assert steepest(gradient, points, "l1", count).flatten(1).tolist() == [[0.0, -0.5, 0.5, 0.0], second]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e-15])
+def test_the_smallest_gradients_keep_their_direction(size: float) -> None:
+    gradient = size * torch.tensor([3.0, -4.0]).view(1, 1, 1, 2)
+    assert steepest(gradient, gradient, "l2").flatten().tolist() == pytest.approx([0.6, -0.8])
+    assert steepest(gradient, gradient, "linf").flatten().tolist() == [1.0, -1.0]

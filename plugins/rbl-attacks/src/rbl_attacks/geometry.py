@@ -6,6 +6,7 @@ Images are (N, ...) in [0, 1]; every function treats each example by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from robustbench_lite import Randomness, Threat
 
 TINY = 1e-12
+PORTION = 1 << 21  # values of random directions held at a time
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -22,13 +24,36 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 
 def length(delta: Tensor, norm: str) -> Tensor:
     """(N, 1, ...) length of each perturbation (N, ...) in ``linf``, ``l2`` or ``l1``, broadcastable to it."""
-    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-    return per_image(torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1), delta)
+    flat = delta.flatten(1)
+    if norm == "l2":
+        return per_image(torch.linalg.vector_norm(flat, dim=1), delta)
+    size = flat.abs()  # much faster than the same by vector_norm
+    return per_image(size.amax(1) if norm == "linf" else size.sum(1), delta)
 
 
 def on_sphere(noise: Tensor, norm: str, eps: float) -> Tensor:
     """Noise (N, ...) scaled to length ``eps``; zero stays zero."""
     return noise * (eps / length(noise, norm).clamp_min(TINY))
+
+
+def direction(gradient: Tensor, norm: str = "l2") -> Tensor:
+    """Each gradient (N, ...) at length 1, however small it is; zero where it is zero or not finite.
+
+    The largest value is brought to 1 first: the square of what is below 1e-19 would be zero in float32.
+    """
+    largest = gradient.flatten(1).abs().amax(1)
+    usable = largest.isfinite() & (largest > 0)
+    scaled = gradient / per_image(torch.where(usable, largest, 1), gradient)
+    scaled = torch.where(per_image(usable, scaled), scaled, 0)
+    return scaled if norm == "linf" else scaled / length(scaled, norm).clamp_min(1)
+
+
+def random_where_zero(directions: Tensor, rng: Randomness, draw: int) -> Tensor:
+    """Random directions of Euclidean length 1 in place of those (N, ...) that are zero; ``rng`` is of the same N examples."""
+    rows = (length(directions, "linf") == 0).flatten().nonzero()[:, 0]
+    if not len(rows):
+        return directions
+    return directions.index_copy(0, rows, on_sphere(rng.normal(rows, directions.shape[1:], draw=draw), "l2", 1.0))
 
 
 def gaussian(x: Tensor, rng: Randomness) -> Tensor:
@@ -48,6 +73,18 @@ def in_ball(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
     exponential = -torch.log1p(-rng.uniform(None, (d + 1,)))
     share = exponential[:, :d] / exponential.sum(1, keepdim=True).clamp_min(TINY)
     return eps * share.view_as(x) * rng.child("sign").sign(None, shape)
+
+
+def portions(n: int, size: int, count: int) -> Iterator[tuple[slice, range]]:
+    """Cut ``count`` random directions of ``size`` values for each of n examples into pieces that fit in memory.
+
+    Which directions come together does not depend on n, so that neither does the rounding of sums over them.
+    """
+    group = max(1, min(count, PORTION // size))
+    block = max(1, PORTION // (size * group))
+    for first in range(0, n, block):
+        for number in range(0, count, group):
+            yield slice(first, min(first + block, n)), range(number, min(number + group, count))
 
 
 def linear_optimum(x: Tensor, gradient: Tensor, threat: Threat) -> Tensor:

@@ -1,0 +1,162 @@
+"""Adaptive Auto Attack, A3 (Liu et al., 2022, arXiv:2203.05154), with every decision made per example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rbl_attacks.geometry import in_ball, on_sphere
+from rbl_attacks.margins import lead, likely_classes
+from robustbench_lite import Randomness, Target, Threat
+
+# For each run: it takes the examples whose best lead is at most this share of the clean image's, and climbs for so many steps.
+# Further runs are like the last. The first does not explore, the next RANDOM do so in random directions, others in chosen ones.
+RUNS = ((1.0, 8), (1.0, 15), (1.0, 15), (0.7, 25), (0.6, 25), (0.5, 25), (0.4, 25), (0.3, 25), (0.2, 25), (0.2, 60))
+RANDOM = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class A3:
+    """Many short runs, each from where a few full-length steps in a chosen direction of logit space lead, and fewer and fewer
+    of the examples in each.
+
+    restarts: runs at most. explore: steps of length eps by which a run, but the first, goes to its start: they climb a
+    weighted sum of the logits. steps: by which a run then climbs the lead of the best wrong class, at most: the first run has
+    8, and others 15, 25 and 60; their length falls along a cosine from eps to eps / 1000 (eps / 10 in runs of up to 10 steps).
+    An example leaves when it is beaten, or when it has made too little progress: after the third run, when its best lead is
+    still more than 0.7 of the clean image's, ..., and after the eighth, 0.2.
+
+    The original takes from the whole batch which directions led to success, and which share of the examples (0.7, ..., 0.03)
+    is nearest to it and goes on; here an example's own runs decide: the weights of its best run give the signs, the classes
+    that have come nearest to the label are favoured in turn, and shares are of the clean image's lead. There are 19 runs
+    instead of 69, and no second schedule as the original's for where exploring alone beats 5 % of a batch.
+    """
+
+    restarts: Annotated[int, Field(ge=1)] = 19
+    explore: Annotated[int, Field(ge=1)] = 7
+    steps: Annotated[int, Field(ge=1)] = 60
+
+    def passes(self, num_classes: int) -> int:
+        """Forward and backward passes per example that is never beaten and stays near the boundary, so that it never leaves."""
+        climbs = sum(2 * self._run(run)[1] + 1 for run in range(self.restarts))
+        return 1 + climbs + 2 * self.explore * (self.restarts - 1)
+
+    def _run(self, run: int) -> tuple[float, int]:
+        """The share of the clean image's lead that lets an example into this run, and how long the run climbs."""
+        share, steps = RUNS[min(run, len(RUNS) - 1)]
+        return share, min(steps, self.steps)
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
+        logits = target.logits(x)
+        clean = lead(logits, y, target.num_classes)
+        best, best_lead = x.clone(), clean.clone()
+        nearest = _leads(logits, y)  # of each class, over all points seen
+        weights = torch.zeros_like(nearest)  # of the best run
+        for run in range(self.restarts):
+            share, steps = self._run(run)
+            rows = (~target.broken & (best_lead >= share * clean)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            chosen = rng.select(rows).child("run", run)
+            chase = self._weights(run, y[rows], nearest[rows], weights[rows], target.num_classes, chosen)
+            climb = _Climb(target.select(rows), x[rows], y[rows], threat, chosen, nearest[rows])
+            if run:
+                climb.explore(chase, self.explore)
+            climb.ascend(steps)
+            better = climb.best_lead > best_lead[rows]
+            won = rows[better]
+            best[won], best_lead[won], weights[won] = climb.best[better], climb.best_lead[better], chase[better]
+            nearest[rows] = climb.nearest
+        return target.best(best)
+
+    def _weights(self, run: int, y: Tensor, nearest: Tensor, known: Tensor, classes: int, rng: Randomness) -> Tensor:
+        """(n, C) of the logits that exploring climbs: uniform on [-1, 1], from the third such run on with two changes.
+
+        The entry of one near class is far larger, and the label's is small, each mostly of the sign that it had in the
+        example's best run. ``known``: the weights of that run.
+        """
+        weights = rng.uniform(None, (nearest.shape[1],), low=-1.0, high=1.0)
+        if run <= RANDOM:
+            return weights
+        ranked = likely_classes(nearest, y, classes, _favoured(classes))
+        favoured = ranked[:, (run - RANDOM - 1) % ranked.shape[1]][:, None]
+        label = y[:, None]
+        towards = torch.where(known.gather(1, ranked[:, :1]) < 0, -1.0, 1.0)
+        of_label = torch.where(known.gather(1, label) > 0, 1.0, -1.0) * rng.child("label").uniform(
+            None, (1,), low=-0.1, high=0.5
+        )
+        return weights.scatter(1, label, classes / 10 * of_label).scatter(1, favoured, classes / 10 * 0.8 * towards)
+
+
+class _Climb:
+    """One run of n examples. Beaten examples leave: ``left`` are the rows that remain, ``current`` their points.
+
+    best (n, ...), best_lead (n,): the point where a wrong class leads most. nearest (n, C): the best lead of each class, which
+    begins with those that are known.
+    """
+
+    def __init__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness, nearest: Tensor) -> None:
+        self.target, self.x, self.y, self.threat = target, x, y, threat
+        self.left = torch.arange(len(x), device=x.device)
+        self.current = threat.project(x, x + in_ball(x, threat, rng.child("start")))
+        self.best = self.current.clone()
+        self.best_lead = x.new_full((len(x),), -math.inf)
+        self.nearest = nearest
+        self.lead = partial(lead, classes=target.num_classes)
+
+    def explore(self, weights: Tensor, steps: int) -> None:
+        """Climb the weighted logits, by steps as long as the radius."""
+        for _ in range(steps):
+            if not len(self.left):
+                return
+            logits, _, gradient = self.target.loss_and_grad(self.current, _weighted, weights[self.left], index=self.left)
+            self._keep(logits, self.lead(logits, self.y[self.left]))
+            self._move(gradient, self.threat.eps)
+
+    def ascend(self, steps: int) -> None:
+        """Climb the lead, by steps that fall from the radius to a small part of it, and evaluate the last point."""
+        least = 0.1 if steps <= 10 else 1e-3
+        for number in range(steps):
+            if not len(self.left):
+                return
+            logits, value, gradient = self.target.loss_and_grad(self.current, self.lead, self.y[self.left], index=self.left)
+            self._keep(logits, value)
+            fall = (1 + math.cos(math.pi * number / (steps + 1))) / 2
+            self._move(gradient, self.threat.eps * (least + (1 - least) * fall))
+        if len(self.left):
+            logits = self.target.logits(self.current, self.left)
+            self._keep(logits, self.lead(logits, self.y[self.left]))
+
+    def _keep(self, logits: Tensor, value: Tensor) -> None:
+        better = value > self.best_lead[self.left]
+        rows = self.left[better]
+        self.best[rows], self.best_lead[rows] = self.current[better], value[better]
+        self.nearest[self.left] = torch.maximum(self.nearest[self.left], _leads(logits, self.y[self.left]))
+
+    def _move(self, gradient: Tensor, size: float) -> None:
+        """A step of length ``size`` in the threat's norm, for those that are not beaten yet."""
+        alive = ~self.target.broken[self.left]
+        if not bool(alive.all()):
+            self.left, self.current, gradient = self.left[alive], self.current[alive], gradient[alive]
+        unit = gradient.sign() if self.threat.norm == "linf" else on_sphere(gradient, "l2", 1.0)
+        self.current = self.threat.project(self.x[self.left], self.current + size * unit)
+
+
+def _leads(logits: Tensor, y: Tensor) -> Tensor:
+    """(n, C) by how much each class leads the label."""
+    return logits - logits.gather(1, y[:, None])
+
+
+def _weighted(logits: Tensor, weights: Tensor) -> Tensor:
+    return (weights * logits).sum(1)
+
+
+def _favoured(classes: int) -> int:
+    """How many classes take their turn, as published: 9 of 10, 14 of 100, 20 of 1000."""
+    return min(classes - 1, 9 if classes <= 10 else 14 if classes <= 100 else 20)

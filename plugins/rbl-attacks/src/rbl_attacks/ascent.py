@@ -1,0 +1,155 @@
+"""What attacks that climb a loss by gradients share: who is left, the best point so far, steps and projections, restarts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rbl_attacks.geometry import gaussian, linear_optimum, per_image
+from rbl_attacks.schedule import Schedule
+from robustbench_lite import Randomness, Target, Threat
+
+
+def best_of(runs: int, run: Callable[[int, Target, Tensor], tuple[Tensor, Tensor]], target: Target, x: Tensor) -> Tensor:
+    """What ``runs`` attempts, each on what the earlier ones left, make of x (N, ...).
+
+    run: called with its number, and the target of the n examples that are left with their rows (n,) in x; returns points
+    (n, ...) and their losses (n,). The result is the beaten point of each example, otherwise the one with the highest loss.
+    """
+    best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
+    for number in range(runs):
+        rows = (~target.broken).nonzero()[:, 0]
+        if not len(rows):
+            break
+        points, loss = run(number, target if len(rows) == len(x) else target.select(rows), rows)
+        better = loss > best_loss[rows]
+        best[rows[better]], best_loss[rows[better]] = points[better], loss[better]
+    return target.best(best)
+
+
+class Climb:
+    """One run from one start point of each example: the examples still in it, and the best point of each.
+
+    target, x (N, ...), threat: as an attack has them. loss: what is climbed; called with the logits and ``labels``, each
+    (N, ...). start: (N, ...), where the best points begin. directions: keep the gradients at the best points too.
+
+    Beaten examples leave. Of the n that are left: rows (n,) in x; best (n, ...), best_loss (n,), best_gradient; gradient, the
+    last one that was followed.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        x: Tensor,
+        threat: Threat,
+        loss: Callable[..., Tensor],
+        labels: tuple[Tensor, ...],
+        start: Tensor,
+        *,
+        directions: bool = False,
+    ) -> None:
+        self.target, self.threat, self.loss = target, threat, loss
+        self.clean, self.x, self.labels = x, x, labels
+        self.rows = torch.arange(len(x), device=x.device)
+        self.best, self.best_loss = start, x.new_full((len(x),), -math.inf)
+        self.corners: tuple[Tensor, ...] = (threat.project(x, x - 2), threat.project(x, x + 2)) if threat.norm == "linf" else ()
+        self.gradient = torch.zeros_like(x)
+        self.best_gradient = self.gradient if directions else None
+        self.leave()
+
+    def run(self, steps: int, schedule: Schedule, *, plateau: Randomness | None = None, look_at_last: bool = True) -> Tensor:
+        """Take ``steps`` steps from the best points; returns the last points (n, ...), which are evaluated without a gradient.
+
+        plateau: random numbers for the N examples; where given, a gradient of zero is replaced by a random direction.
+        look_at_last: False to leave their evaluation out.
+        """
+        current = previous = self.best
+        for number in range(steps if len(self.rows) else 0):
+            loss, gradient = self.ask(current)
+            if not number:
+                schedule.begin(loss)
+            elif (back := schedule.observe(loss, self.best_loss, self.best, self.x)) is not None:
+                mask = per_image(back, current)
+                current = torch.where(mask, self.best, current)
+                if self.best_gradient is not None:
+                    gradient = torch.where(mask, self.best_gradient, gradient)
+            if (stays := self.leave()) is not None:
+                current, previous, gradient = current[stays], previous[stays], gradient[stays]
+                schedule.keep(stays)
+                if not len(self.rows):
+                    return current
+            if plateau is not None:
+                gradient = self.replace_zero(gradient, plateau, number)
+            self.gradient = gradient
+            moved = self.project(current + schedule.move(gradient, current))
+            if schedule.momentum and number:
+                push = (moved - current).mul_(schedule.momentum).add_((current - previous).mul_(1 - schedule.momentum))
+                moved = self.project(push.add_(current))
+            current, previous = moved, current
+        if look_at_last and len(self.rows):
+            self.look(current)
+        return current
+
+    def look(self, points: Tensor) -> None:
+        """Evaluate points (n, ...) from which nothing starts any more: no gradient is needed."""
+        self.keep(points, self.loss(self.target.logits(points, self._index), *self.labels))
+        self.leave()
+
+    def try_linear_optimum(self, gradient: Tensor) -> None:
+        """One forward pass at the points that gradients (n, ...) point to."""
+        if len(self.rows):
+            self.look(linear_optimum(self.x, gradient, self.threat))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The best points (N, ...) and their losses (N,); of the beaten, whose points the target has, clean images and -inf."""
+        points, loss = self.clean.clone(), self.clean.new_full((len(self.clean),), -math.inf)
+        points[self.rows], loss[self.rows] = self.best, self.best_loss
+        return points, loss
+
+    def project(self, points: Tensor) -> Tensor:
+        """``threat.project`` for the examples that are left; under linf, ball and box are one box, whose corners are known."""
+        return torch.clamp(points, *self.corners) if self.corners else self.threat.project(self.x, points)
+
+    def leave(self) -> Tensor | None:
+        """Let the beaten go. Returns (n,) bool, who stays, or None where all do."""
+        beaten = self.target.broken if self._index is None else self.target.broken[self.rows]
+        if not bool(beaten.any()):
+            return None
+        stays = ~beaten
+        self.labels, self.corners = (tuple(each[stays] for each in group) for group in (self.labels, self.corners))
+        for name in ("rows", "x", "best", "best_loss", "gradient"):
+            setattr(self, name, getattr(self, name)[stays])
+        if self.best_gradient is not None:
+            self.best_gradient = self.best_gradient[stays]
+        return stays
+
+    @property
+    def _index(self) -> Tensor | None:
+        return None if len(self.rows) == len(self.clean) else self.rows
+
+    def ask(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (n,) and gradients (n, ...) at points (n, ...); nobody leaves yet."""
+        _, loss, gradient = self.target.loss_and_grad(points, self.loss, *self.labels, index=self._index)
+        better = self.keep(points, loss)
+        if self.best_gradient is not None:
+            self.best_gradient = torch.where(better, gradient, self.best_gradient)
+        return loss, gradient
+
+    def keep(self, points: Tensor, loss: Tensor) -> Tensor:
+        """Keep the points (n, ...) whose losses (n,) are higher than all before: (n, 1, ...) bool."""
+        better = loss > self.best_loss
+        mask = per_image(better, points)
+        self.best, self.best_loss = torch.where(mask, points, self.best), torch.where(better, loss, self.best_loss)
+        return mask
+
+    def replace_zero(self, gradient: Tensor, rng: Randomness, number: int) -> Tensor:
+        """Random directions for the examples whose gradient is exactly zero: a plateau is left in some direction or never."""
+        zero = gradient.flatten(1).abs().amax(1) == 0
+        if not bool(zero.any()):
+            return gradient
+        replaced = gradient.clone()
+        replaced[zero] = gaussian(gradient[zero], rng.select(self.rows[zero]).child("plateau", number))
+        return replaced
