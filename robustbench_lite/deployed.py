@@ -150,7 +150,7 @@ class Deployed:
                     values = loss(logits, *extras)
                     grad = None
                     if values.requires_grad:
-                        (grad,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+                        (grad,) = torch.autograd.grad(values, leaf, torch.ones_like(values), allow_unused=True)
                 grad = torch.zeros_like(leaf) if grad is None else grad
                 each.append(logits.detach())
                 total_loss = values.detach() if total_loss is None else total_loss + values.detach()

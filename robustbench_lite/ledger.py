@@ -70,6 +70,8 @@ class Ledger:
         found them.
         """
         y = self.y if rows is None else self.y[rows]
+        if bool((scores.argmax(1) == y).all()):  # most calls of an attack, so that this is all they cost
+            return
         new = misclassified(scores, y, self.rejects)
         if not self.minimal:
             new &= ~(self.broken if rows is None else self.broken[rows])

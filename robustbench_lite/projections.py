@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.specs import UNRESTRICTED
+from robustbench_lite.threat import in_portions
 
 if TYPE_CHECKING:
     from robustbench_lite.threat import Threat
@@ -105,6 +106,8 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
     """``Threat.project``: images (N, ...) moved into ball ∩ box; see there."""
     if x.shape != x_adv.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and x_adv {tuple(x_adv.shape)}; they must agree")
+    if len(portions := in_portions(x, x_adv)) > 1:
+        return torch.cat([project(threat, *portion) for portion in portions])
     eps = threat.eps
     if threat.norm == "union":
         return _nearest([project(part, x, x_adv) for part in threat.parts], x_adv)

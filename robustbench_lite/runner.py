@@ -280,6 +280,8 @@ def run_shard(
     Random numbers depend on the seed, the attack's id and each example's id: not on parameters (so that a longer run
     continues a shorter one), nor on the defense (so that defenses meet the same draws), nor on other examples.
     """
+    if callable(getattr(attack.instance, "members", None)) and not attack.members:
+        raise PluginError(f"{attack.label} is made of other attacks, which were not resolved", hint="see composition.compose")
     protocol, threat = spec["protocol"], Threat.parse(spec["threat"])
     numbers = torch.tensor(ids, dtype=torch.int64, device=x.device)
     key = f"{spec['seed']}|{spec['attack']['id']}"

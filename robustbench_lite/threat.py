@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 2.0**-24  # the spacing of float32 just below 1: what rounding x + delta may add
+PORTION = 1 << 22  # values of which copies in float64 are made at a time
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NO_BALLS = {"union": "not of unions", UNRESTRICTED: f"and {UNRESTRICTED} is none"}
@@ -119,6 +120,10 @@ class Threat:
         """
         if x.shape != x_adv.shape:
             raise ValueError(f"x has shape {tuple(x.shape)} and x_adv {tuple(x_adv.shape)}; they must agree")
+        if len(portions := in_portions(x, x_adv)) > 1:
+            import torch
+
+            return torch.cat([self.size(*portion) for portion in portions])
         delta = x_adv.double() - x.double()
         if self.norm != "union":
             return _length(delta, self.norm)
@@ -155,6 +160,12 @@ class Threat:
         length = _length(delta, self.norm)
         ratio = length / self.eps
         return ratio.where(length > self.limit, ratio.clamp(max=1.0))
+
+
+def in_portions(x: Tensor, x_adv: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The two cut into groups of rows, so small that copies in float64 do not matter beside the images themselves."""
+    rows = max(1, PORTION // max(1, x[:1].numel()))
+    return [(x[i : i + rows], x_adv[i : i + rows]) for i in range(0, len(x), rows)] if len(x) > rows else [(x, x_adv)]
 
 
 def _length(delta: Tensor, norm: str) -> Tensor:

@@ -369,3 +369,13 @@ def test_double_precision_images_stay_so(text: str) -> None:
     point = threat.project(x, x_adv)
     assert point.dtype == torch.float64
     assert (threat.size(x, point) <= threat.eps * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5", "l1:3", "l0:2", "union:linf:0.1+l2:0.5"])
+def test_large_batches_are_measured_and_projected_in_portions(threat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, x_adv = torch.rand(2, 7, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    limits = Threat.parse(threat)
+    whole = limits.size(x, x_adv), limits.project(x, x_adv)
+    monkeypatch.setattr("robustbench_lite.threat.PORTION", 32)
+    assert torch.equal(limits.size(x, x_adv), whole[0])
+    assert torch.equal(limits.project(x, x_adv), whole[1])

@@ -25,7 +25,7 @@ from robustbench_lite.resolve import ResolvedAttack, resolve_attack
 from robustbench_lite.testing import make_target
 
 RADII = {"linf": (0.06, 0.12, 0.2), "l2": (0.4, 0.8, 1.2), "l1": (1.0, 2.0, 4.0), "l0": (2.0, 4.0, 8.0)}
-MORE = ("restarts", "queries", "draws", "samples")
+MORE = ("restarts", "queries", "draws")  # each goes on where a smaller number ends
 
 
 @cache

@@ -27,7 +27,7 @@ class CarliniWagner:
     """Minimise constant * max(0, confidence - lead of a wrong class) + squared distance, over images (tanh(w) + 1) / 2.
 
     steps: of Adam in each search step. search_steps: runs, each from the clean image with a constant of its own: see
-    ConstantSearch. lr: step size of Adam, in units of w. constant: the first. confidence: by how much a wrong class has to lead.
+    ConstantSearch. lr: step size of Adam, in units of w. constant: the first. confidence: by how much a wrong class must lead.
     abort_early: end an example's run where it makes no progress any more; per example, where the references look at the sum
     over the batch.
 

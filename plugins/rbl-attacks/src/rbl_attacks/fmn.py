@@ -34,9 +34,9 @@ class FMN:
 
     Differs from the reference: ``overshoot``, of which 0 restores the published rule. On networks of ReLUs, which are linear
     around the image, that rule aims exactly at the boundary, and stops just before it for good: on one of the test networks
-    it finds a point under l2 for a fifth of the images. A last forward pass evaluates the last point, which is otherwise never
-    looked at. Under l0 it counts pixels, all channels of one together, as the threat model does. It starts at the clean image;
-    starts from points of other classes are left out.
+    it finds a point under l2 for a fifth of the images. With overshoot, the radius also never shrinks before anything is found.
+    A last forward pass evaluates the last point, which is otherwise never looked at. Under l0 it counts pixels, all channels
+    of one together, as the threat model does. It starts at the clean image; starts from points of other classes are left out.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100

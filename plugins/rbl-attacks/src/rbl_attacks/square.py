@@ -63,23 +63,48 @@ class Square:
         best = stripes(x, threat, rng.child("start"))
         best_loss = losses.margin(target.logits(best), y)
         left = torch.arange(len(x), device=x.device)
-        current, loss, clean, label, draws = best.clone(), best_loss.clone(), x, y, rng
+        current, loss, clean, label, draws = best.clone(), best_loss.clone(), x, y, _Draws(rng, 5 + x.shape[1])
         for query in range(1, self.queries):
-            alive = ~target.broken[left]
-            if not bool(alive.all()):
+            beaten = target.broken[left]
+            if bool(beaten.any()):
+                alive = ~beaten
                 best[left], best_loss[left] = current, loss
                 left = left[alive]
-                current, loss, clean, label, draws = current[alive], loss[alive], clean[alive], label[alive], rng.select(left)
+                current, loss, clean, label = current[alive], loss[alive], clean[alive], label[alive]
+                draws.keep(alive)
             if not len(left):
                 return best, best_loss
             window = window_size(self.share(query), *x.shape[2:])
-            point = propose(clean, current, threat, draws, query, window)
+            point = propose(clean, current, threat, draws.of(query), window)
             seen = losses.margin(target.logits(point, left), label)
             better = seen > loss
             current = torch.where(better[:, None, None, None], point, current)
             loss = torch.where(better, seen, loss)
         best[left], best_loss[left] = current, loss
         return best, best_loss
+
+
+class _Draws:
+    """Uniform numbers for one query after the other, made for many queries at once: for few numbers a call is all overhead."""
+
+    AHEAD = 64
+
+    def __init__(self, rng: Randomness, count: int) -> None:
+        self.rng, self.count = rng, count
+        self.left = torch.arange(len(rng), device=rng.ids.device)
+        self.first, self.block = 0, torch.empty(0, len(rng), count, device=rng.ids.device)
+
+    def of(self, query: int) -> Tensor:
+        """(n, count) in [0, 1)."""
+        if not self.first <= query < self.first + len(self.block):
+            self.first, n = query, len(self.left)
+            queries = torch.arange(query, query + self.AHEAD, device=self.left.device).repeat_interleave(n)
+            self.block = self.rng.uniform(self.left.repeat(self.AHEAD), (self.count,), draw=queries).view(self.AHEAD, n, -1)
+        return self.block[query - self.first]
+
+    def keep(self, alive: Tensor) -> None:
+        """Forget all examples but these (bool mask)."""
+        self.left, self.block = self.left[alive], self.block[:, alive]
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
@@ -97,14 +122,12 @@ def _stripes(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
     return threat.project(x, x + threat.eps * rng.sign(None, (x.shape[1], 1, x.shape[3])))
 
 
-def _recolour(x: Tensor, current: Tensor, threat: Threat, rng: Randomness, query: int, window: tuple[int, int]) -> Tensor:
+def _recolour(x: Tensor, current: Tensor, threat: Threat, draws: Tensor, window: tuple[int, int]) -> Tensor:
     """Under linf: a window moves to one face of the ball in each channel."""
-    channels = x.shape[1]
-    draws = rng.uniform(None, (2 + channels,), draw=query)
     inside = (
         _mask(draws[:, 0], x.shape[2], window[0])[:, None, :, None] & _mask(draws[:, 1], x.shape[3], window[1])[:, None, None]
     )
-    sign = torch.where(draws[:, 2:] < 0.5, -1.0, 1.0)[:, :, None, None]
+    sign = torch.where(draws[:, 2 : 2 + x.shape[1]] < 0.5, -1.0, 1.0)[:, :, None, None]
     return threat.project(x, current + (2 * threat.eps) * sign * inside)
 
 
@@ -123,11 +146,10 @@ def _tiles(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
     return threat.project(x, x + on_sphere(delta, threat.norm, threat.eps))
 
 
-def _move_mass(x: Tensor, current: Tensor, threat: Threat, rng: Randomness, query: int, window: tuple[int, int]) -> Tensor:
+def _move_mass(x: Tensor, current: Tensor, threat: Threat, draws: Tensor, window: tuple[int, int]) -> Tensor:
     """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
     norm, (n, channels, height, width) = threat.norm, x.shape
     rows, columns = (min(_odd(side), limit) for side, limit in zip(window, (height, width), strict=True))
-    draws = rng.uniform(None, (5 + channels,), draw=query)
     into = _place(draws[:, 0], height, rows)[:, :, None], _place(draws[:, 1], width, columns)[:, None, :]
     out_of = _mask(draws[:, 2], height, rows)[:, :, None] & _mask(draws[:, 3], width, columns)[:, None, :]
     example = torch.arange(n, device=x.device)[:, None, None]
