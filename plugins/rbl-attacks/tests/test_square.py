@@ -69,7 +69,8 @@ def test_every_proposal_is_inside_whatever_the_image(
     threat, rng = Threat(norm, eps), Randomness(str(seed), torch.arange(4))
     start = (square._stripes if norm == "linf" else square._tiles)(x, threat, rng)
     propose = square._recolour if norm == "linf" else square._move_mass
-    point = propose(x, start, threat, rng, query, window_size(Square().share(query), *shape[1:]))
+    draws = rng.uniform(None, (5 + shape[0],), draw=query)
+    point = propose(x, start, threat, draws, window_size(Square().share(query), *shape[1:]))
     for candidate in (start, point):
         assert candidate.isfinite().all()
         assert threat.contains(x, candidate).all()
@@ -83,7 +84,7 @@ def test_far_from_the_box_it_stays_on_the_sphere(norm: str) -> None:
     point = (square._stripes if norm == "linf" else square._tiles)(x, threat, rng)
     for query in range(1, 20):
         propose = square._recolour if norm == "linf" else square._move_mass
-        point = propose(x, point, threat, rng, query, window_size(0.2, 12, 12))
+        point = propose(x, point, threat, rng.uniform(None, (8,), draw=query), window_size(0.2, 12, 12))
         assert length(point - x, norm).flatten().tolist() == pytest.approx([0.05] * 6, rel=1e-3)
     if norm == "linf":
         assert (point - x).abs().flatten().tolist() == pytest.approx([0.05] * point.numel(), rel=1e-4)
