@@ -8,6 +8,7 @@ from typing import Any
 
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
+from robustbench_lite.verdict import Verdict
 
 NOT_APPLICABLE = "not-applicable"
 
@@ -59,7 +60,7 @@ class Row:
 
     rank: None where a cell is missing or failed, or where there are flags. weights: sha256, or None. clean, worst: None where
     they cannot be given. forwards, backwards: passes per example, seconds: wall clock; sums over the done cells. flags: why
-    the numbers cannot be trusted; notes: what else to know.
+    the numbers cannot be trusted; verdicts: what every check found, ``fail`` ones among the flags; notes: what else to know.
     """
 
     rank: int | None
@@ -76,6 +77,7 @@ class Row:
     backwards: float | None = None
     seconds: float | None = None
     flags: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
 
 
