@@ -25,6 +25,9 @@ Rank = Callable[[Tensor, Tensor], Tensor]
 CPU_ACTIVATION_BYTES = 1 << 30
 LARGEST_MICRO_BATCH = 512
 
+# How many standard errors a lead over several draws must have: chance alone brings that about once in 220 tries of 16 draws.
+SURE = 3.0
+
 
 def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
     """(n,) bool: some wrong class leads *strictly*. A tie is no success, nor are scores that are not finite.
@@ -37,6 +40,24 @@ def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
         label = torch.maximum(label, scores[:, -1])
         others = others[:, :-1]
     return (others.amax(1) > label) & scores.isfinite().all(1)
+
+
+def surely_misclassified(stacked: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
+    """(n,) bool: ``misclassified`` on average over the draws (n, passes, C), by more than chance among the draws explains.
+
+    The mean lead of the wrong class's probability must be three of its standard errors: a search that asks for hundreds of
+    points just beyond a boundary finds one that is misclassified on average in almost any number of draws.
+    """
+    scores = average(stacked)
+    label, others = y[:, None], scores.scatter(1, y[:, None], -math.inf)
+    if rejects:
+        label = torch.where(scores[:, -1:] > scores.gather(1, label), scores.shape[1] - 1, label)
+        others = others[:, :-1]
+    either = torch.cat([others.argmax(1, keepdim=True), label], 1)[:, None].expand(-1, stacked.shape[1], -1)
+    wrong, right = stacked.gather(2, either).exp().unbind(2)
+    lead = wrong - right
+    error = lead.std(1, correction=0) / math.sqrt(max(1, stacked.shape[1] - 1))
+    return misclassified(scores, y, rejects) & (lead.mean(1) > SURE * error)
 
 
 def leads(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:

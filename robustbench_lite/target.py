@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustbench_lite.deployed import Deployed, Ensemble, Loss, Rank, misclassified
+from robustbench_lite.deployed import Deployed, Ensemble, Loss, Rank, average, misclassified, surely_misclassified
 from robustbench_lite.errors import AccessError, PluginError
 from robustbench_lite.ledger import Ledger, SurrogateLedger, add
 
@@ -302,14 +302,19 @@ class Target:
             self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None, self._member)
 
     def _confirmed(self, owner: Tensor, x: Tensor) -> Tensor:
-        """(n,) bool: whether points stay misclassified on draws of their own, which the attack never sees."""
+        """(n,) bool: whether points stay misclassified on draws of their own, which the attack never sees.
+
+        For a minimal-norm attack, whose points all lie near the boundary, surely so: see ``surely_misclassified``.
+        """
         ledger = self._ledger
         draw = ledger.confirmations[owner] + _occurrence(owner) * self._confirm
         key = f"{self._key}|confirm"
-        scores = self._deployed.scores(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
+        stacked = self._deployed.stack(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
         add(ledger.confirmations, owner, self._confirm)
         add(ledger.forwards, owner, self._confirm)
-        return misclassified(scores, ledger.y[owner], ledger.rejects)
+        if ledger.minimal:
+            return surely_misclassified(stacked, ledger.y[owner], ledger.rejects)
+        return misclassified(average(stacked), ledger.y[owner], ledger.rejects)
 
     def _count_backward(self, rows: Tensor | None, times: int = 1) -> None:
         if rows is not NOBODY:

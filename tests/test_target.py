@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustbench_lite import AccessError, BudgetExceeded, PluginError, Target, losses
+from robustbench_lite.deployed import misclassified
 from robustbench_lite.testing import CoinFlip, Linear, make_target
 
 
@@ -326,6 +327,28 @@ def test_a_lucky_query_is_no_success_where_points_are_confirmed(images: Tensor) 
     assert (extra[found[0].broken] >= 64).all()
 
 
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_what_a_minimal_norm_search_keeps_at_a_random_boundary_stands_on_fresh_draws(images: Tensor, sigma: float) -> None:
+    """200 points from just before the boundary to a quarter beyond it: the smallest lucky one would be kept, and then fail.
+
+    One look in 220 is lucky by three standard errors, so that some fail even so where the noise is as large as the lead.
+    """
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=sigma)
+    x = images[:60]
+    y = model.base(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    lead = -losses.margin(model.base(leaf), y)
+    (slope,) = torch.autograd.grad(lead.sum(), leaf)
+    way = -(lead.detach() / slope.flatten(1).square().sum(1)).view(-1, 1, 1, 1) * slope
+    target, _ = make_target(model, x, y, "l2", stochastic=True, confirm=16, goal="minimal-norm")
+    for share in torch.linspace(0.98, 1.25, 200):
+        target.logits((x + share * way).clamp(0, 1))
+    fresh, _ = make_target(model, x, y, "l2", stochastic=True, eot=64, goal="minimal-norm")
+    found = target.broken
+    assert found.sum() > 20
+    assert misclassified(fresh.logits(target.best(x)), y)[found].float().mean() > (0.95 if sigma < 1 else 2 / 3)
+
+
 def test_confirmation_does_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:
     model = CoinFlip(Linear.binary((1, 8, 8)), sigma=1.0)
     x = images[:30]
@@ -425,7 +448,7 @@ def test_the_least_loss_of_a_stochastic_defense_is_of_means_over_draws(labelled:
     model, x, y = labelled
 
     def fresh() -> Target:  # the same draws each time
-        return make_target(CoinFlip(model, sigma=0.3), x, y, "linf:0.1", stochastic=True, eot=3)[0]
+        return make_target(CoinFlip(model, sigma=sigma), x, y, "linf:0.1", stochastic=True, eot=3)[0]
 
     target = fresh()
     logits, loss, grad = target.least_loss_and_grad(x, each_class, steepness, y)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rbl_attacks.deepfool import SLACK, DeepFool
 from robustbench_lite import Threat
-from robustbench_lite.testing import Linear, Masked, make_target
+from robustbench_lite.testing import CoinFlip, Linear, Masked, make_target
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -92,3 +92,13 @@ def test_the_published_sizes(name: str, norm: str, published: float) -> None:
     sizes = minimal_sizes(name, norm, DeepFool())
     assert sizes.isfinite().all()
     assert sizes.median().item() == pytest.approx(published, rel=0.02)
+
+
+@BOTH
+def test_it_goes_on_over_a_random_boundary_until_the_point_is_sure(norm: str) -> None:
+    model, x = CoinFlip(Linear.binary((3, 8, 8)), sigma=0.3), inner_images(40)
+    y = model.base(x).argmax(1)
+    target, rng = make_target(model, x, y, Threat(norm, math.inf), goal="minimal-norm", stochastic=True, eot=4, confirm=16)
+    points = DeepFool()(target, x, y, Threat(norm, math.inf), rng)
+    assert target.broken.float().mean() > 0.9
+    assert (model.base(points).argmax(1) != y)[target.broken].float().mean() > 0.95

@@ -50,7 +50,9 @@ class DeepFool:
             current = (x[rows] + (1 + self.overshoot) * moved).clamp(0, 1)
             told = away < math.inf
             rows, current, moved = rows[told], current[told], moved[told]
-            alive = ~(lead(target.logits(current, rows), y[rows], target.num_classes) > 0)
+            over = lead(target.logits(current, rows), y[rows], target.num_classes) > 0
+            # Without a radius, just over a boundary that is random is not far enough: go on until the target is sure.
+            alive = ~(target.broken[rows] if math.isinf(threat.eps) else over)
             rows, current, moved = rows[alive], current[alive], moved[alive]
             if not len(rows):
                 break
