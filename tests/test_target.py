@@ -448,7 +448,7 @@ def test_the_least_loss_of_a_stochastic_defense_is_of_means_over_draws(labelled:
     model, x, y = labelled
 
     def fresh() -> Target:  # the same draws each time
-        return make_target(CoinFlip(model, sigma=sigma), x, y, "linf:0.1", stochastic=True, eot=3)[0]
+        return make_target(CoinFlip(model, sigma=0.3), x, y, "linf:0.1", stochastic=True, eot=3)[0]
 
     target = fresh()
     logits, loss, grad = target.least_loss_and_grad(x, each_class, steepness, y)
