@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import Best
 from rbl_attacks.geometry import in_ball, on_sphere
 from rbl_attacks.margins import lead, likely_classes
 from robustbench_lite import Randomness, Target, Threat
@@ -55,12 +56,13 @@ class A3:
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         logits = target.logits(x)
         clean = lead(logits, y, target.num_classes)
-        best, best_lead = x.clone(), clean.clone()
+        best = Best(x)
+        best.keep(torch.arange(len(x), device=x.device), x, clean)
         nearest = _leads(logits, y)  # of each class, over all points seen
         weights = torch.zeros_like(nearest)  # of the best run
         for run in range(self.restarts):
             share, steps = self._run(run)
-            rows = (~target.broken & (best_lead >= share * clean)).nonzero()[:, 0]
+            rows = (~target.broken & (best.loss >= share * clean)).nonzero()[:, 0]
             if not len(rows):
                 break
             chosen = rng.select(rows).child("run", run)
@@ -69,11 +71,10 @@ class A3:
             if run:
                 climb.explore(chase, self.explore)
             climb.ascend(steps)
-            better = climb.best_lead > best_lead[rows]
-            won = rows[better]
-            best[won], best_lead[won], weights[won] = climb.best[better], climb.best_lead[better], chase[better]
+            better = best.keep(rows, climb.best.points, climb.best.loss)
+            weights[rows[better]] = chase[better]
             nearest[rows] = climb.nearest
-        return target.best(best)
+        return target.best(best.points)
 
     def _weights(self, run: int, y: Tensor, nearest: Tensor, known: Tensor, classes: int, rng: Randomness) -> Tensor:
         """(n, C) of the logits that exploring climbs: uniform on [-1, 1], from the third such run on with two changes.
@@ -97,7 +98,7 @@ class A3:
 class _Climb:
     """One run of n examples. Beaten examples leave: ``left`` are the rows that remain, ``current`` their points.
 
-    best (n, ...), best_lead (n,): the point where a wrong class leads most. nearest (n, C): the best lead of each class, which
+    best: the points where a wrong class leads most. nearest (n, C): the best lead of each class, which
     begins with those that are known.
     """
 
@@ -105,8 +106,7 @@ class _Climb:
         self.target, self.x, self.y, self.threat = target, x, y, threat
         self.left = torch.arange(len(x), device=x.device)
         self.current = threat.project(x, x + in_ball(x, threat, rng.child("start")))
-        self.best = self.current.clone()
-        self.best_lead = x.new_full((len(x),), -math.inf)
+        self.best = Best(self.current)
         self.nearest = nearest
         self.lead = partial(lead, classes=target.num_classes)
 
@@ -134,9 +134,7 @@ class _Climb:
             self._keep(logits, self.lead(logits, self.y[self.left]))
 
     def _keep(self, logits: Tensor, value: Tensor) -> None:
-        better = value > self.best_lead[self.left]
-        rows = self.left[better]
-        self.best[rows], self.best_lead[rows] = self.current[better], value[better]
+        self.best.keep(self.left, self.current, value)
         self.nearest[self.left] = torch.maximum(self.nearest[self.left], _leads(logits, self.y[self.left]))
 
     def _move(self, gradient: Tensor, size: float) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from rbl_attacks.ascent import Climb, best_of
+from rbl_attacks.ascent import Climb
+from rbl_attacks.best import best_of
 from rbl_attacks.geometry import gaussian, on_sphere
 from rbl_attacks.objectives import objective, targeted
 from rbl_attacks.schedule import Euclidean, Sparse

@@ -1,4 +1,4 @@
-"""What attacks that climb a loss by gradients share: who is left, the best point so far, steps and projections, restarts."""
+"""What attacks that climb a loss by gradients share: who is left, the best point so far, steps and projections."""
 
 from __future__ import annotations
 
@@ -11,23 +11,6 @@ from torch import Tensor
 from rbl_attacks.geometry import gaussian, linear_optimum, per_image
 from rbl_attacks.schedule import Schedule
 from robustbench_lite import Randomness, Target, Threat
-
-
-def best_of(runs: int, run: Callable[[int, Target, Tensor], tuple[Tensor, Tensor]], target: Target, x: Tensor) -> Tensor:
-    """What ``runs`` attempts, each on what the earlier ones left, make of x (N, ...).
-
-    run: called with its number, and the target of the n examples that are left with their rows (n,) in x; returns points
-    (n, ...) and their losses (n,). The result is the beaten point of each example, otherwise the one with the highest loss.
-    """
-    best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
-    for number in range(runs):
-        rows = (~target.broken).nonzero()[:, 0]
-        if not len(rows):
-            break
-        points, loss = run(number, target if len(rows) == len(x) else target.select(rows), rows)
-        better = loss > best_loss[rows]
-        best[rows[better]], best_loss[rows[better]] = points[better], loss[better]
-    return target.best(best)
 
 
 class Climb:

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rbl_attacks.ascent import Climb, best_of
+from rbl_attacks.ascent import Climb
+from rbl_attacks.best import best_of
 from rbl_attacks.geometry import in_ball, per_image
 from rbl_attacks.objectives import Objective, objective
 from rbl_attacks.schedule import steepest

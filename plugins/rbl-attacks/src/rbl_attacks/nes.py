@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import Best
 from rbl_attacks.decision import affords
 from rbl_attacks.geometry import direction, per_image
 from rbl_attacks.objectives import objective
@@ -51,7 +52,7 @@ class NES:
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         limit = self.queries if target.budget is None else min(self.queries, target.budget)
         pairs, loss_of = affordable_pairs(self.samples, limit), objective(self.loss, target.num_classes)
-        current, best, best_loss = x.clone(), x.clone(), x.new_full((len(x),), -math.inf)
+        current, best = x.clone(), Best(x)
         velocity, rate = torch.zeros_like(x), x.new_full((len(x),), self.lr)
         # The losses of the last estimates, the latest last; NaN where lr was changed since, or none was made.
         recent = x.new_full((len(x), self.plateau), math.nan)
@@ -73,10 +74,8 @@ class NES:
 
             step = per_image(rate[rows], x) * self._direction(velocity[rows], threat.norm)
             current[rows] = point = threat.project(x[rows], current[rows] + step)
-            loss = loss_of(target.logits(point, rows), y[rows])
-            better = loss > best_loss[rows]
-            best[rows[better]], best_loss[rows[better]] = point[better], loss[better]
-        return target.best(best)
+            best.keep(rows, point, loss_of(target.logits(point, rows), y[rows]))
+        return target.best(best.points)
 
     def _direction(self, velocity: Tensor, norm: str) -> Tensor:
         if norm == "linf":

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from rbl_attacks.ascent import Climb, best_of
+from rbl_attacks.ascent import Climb
+from rbl_attacks.best import best_of
 from rbl_attacks.geometry import gaussian, in_ball
 from rbl_attacks.objectives import Objective, objective
 from rbl_attacks.schedule import Fixed

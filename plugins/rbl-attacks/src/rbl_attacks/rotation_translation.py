@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import Best
 from robustbench_lite import Randomness, Target, Threat, losses
 
 # The published grid: this many rotations, and this many translations along each axis.
@@ -45,7 +45,7 @@ class RotationTranslation:
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         limits = self._limits(*x.shape[2:])
         listed = () if isinstance(self.samples, int) else grid(*limits)
-        best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
+        best = Best(x)
         for number in range(self.samples if isinstance(self.samples, int) else len(listed)):
             left = (~target.broken).nonzero()[:, 0]
             if not len(left):
@@ -56,10 +56,8 @@ class RotationTranslation:
                 drawn = rng.uniform(left, (3,), draw=number, low=-1.0, high=1.0)
                 motion = drawn.double() * drawn.new_tensor(limits, dtype=torch.float64)
             moved = threat.project(x[left], rotate_translate(x[left], *motion.unbind(1)))
-            loss = losses.margin(target.logits(moved, left), y[left])
-            better = loss > best_loss[left]
-            best[left[better]], best_loss[left[better]] = moved[better], loss[better]
-        return target.best(best)
+            best.keep(left, moved, losses.margin(target.logits(moved, left), y[left]))
+        return target.best(best.points)
 
     def _limits(self, height: int, width: int) -> tuple[float, float, float]:
         """The largest rotation in degrees, and the largest shifts down and to the right in pixels."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import best_of
 from rbl_attacks.geometry import TINY, length, on_sphere
 from robustbench_lite import Randomness, Target, Threat, losses
 
@@ -40,16 +41,10 @@ class Square:
         return self.restarts * self.queries
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
-        for restart in range(self.restarts):
-            rows = (~target.broken).nonzero()[:, 0]
-            if not len(rows):
-                break
-            chosen = rng.select(rows).child("restart", restart)
-            point, loss = self._search(target.select(rows), x[rows], y[rows], threat, chosen)
-            better = loss > best_loss[rows]
-            best[rows[better]], best_loss[rows[better]] = point[better], loss[better]
-        return target.best(best)
+        def run(number: int, left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self._search(left, x[rows], y[rows], threat, rng.select(rows).child("restart", number))
+
+        return best_of(self.restarts, run, target, x)
 
     def share(self, query: int) -> float:
         """The share of the image that the window of this query covers."""
