@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.adam import Adam
 from rbl_attacks.geometry import per_image
 from rbl_attacks.margins import lead
 from rbl_attacks.search import ConstantSearch
@@ -57,7 +58,7 @@ class CarliniWagner:
         found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         rows, measure = torch.arange(len(x), device=x.device), partial(lead, classes=target.num_classes)
         w = torch.atanh((2 * x - 1) * SHRINK)
-        origin, adam = (w.tanh() + 1) / 2, Adam(w, self.lr)
+        origin, adam = (w.tanh() + 1) / 2, Adam(w)
         before = torch.full_like(size, math.inf)
         every = max(1, self.steps // 10)
         for number in range(self.steps):
@@ -78,7 +79,7 @@ class CarliniWagner:
                     break
             pull = torch.where(ahead < self.confidence, constant, 0)
             slope = (2 * delta - per_image(pull, gradient) * gradient.nan_to_num(0, 0, 0)) * (1 - bent.square()) / 2
-            w = w - adam.move(slope)
+            w = w - adam.move(slope, self.lr)
         return found
 
     def _keep(self, points: Tensor, x: Tensor, rows: Tensor, good: Tensor, found: Tensor, best: Tensor, size: Tensor) -> None:
@@ -87,24 +88,3 @@ class CarliniWagner:
         better = good & (reach < size[rows])
         at = rows[better]
         best[at], size[at] = points[better], reach[better]
-
-
-class Adam:
-    """The steps of Adam (Kingma & Ba, 2015) for w (n, ...), each example by itself: who leaves changes nothing for others."""
-
-    def __init__(self, w: Tensor, lr: float, decay: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.lr, self.decay, self.taken = lr, decay, 0
-        self.mean, self.square = torch.zeros_like(w), torch.zeros_like(w)
-
-    def move(self, slope: Tensor) -> Tensor:
-        """What to subtract, given the gradient (n, ...)."""
-        first, second = self.decay
-        self.taken += 1
-        self.mean.lerp_(slope, 1 - first)
-        self.square.mul_(second).addcmul_(slope, slope, value=1 - second)
-        scale = math.sqrt(1 - second**self.taken)
-        return self.mean * (self.lr * scale / (1 - first**self.taken)) / (self.square.sqrt() + 1e-8 * scale)
-
-    def keep(self, alive: Tensor) -> None:
-        """Forget the examples that left."""
-        self.mean, self.square = self.mean[alive], self.square[alive]

@@ -10,12 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.adam import Adam
 from rbl_attacks.ddn import annealed
 from rbl_attacks.geometry import direction, per_image
 from rbl_attacks.margins import lead
 from robustbench_lite import Randomness, Target, Threat
-
-FAST, SLOW = 0.9, 0.999  # how much of their past Adam's means of the gradient and of its square keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,7 @@ class SigmaZero:
         classes, values = target.num_classes, x[0].numel()
         gap_of = partial(lead, classes=classes)
         rows, clean, delta = torch.arange(len(x), device=x.device), x, torch.zeros_like(x)
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
-        threshold, step = x.new_full((len(x),), self.threshold), self.step
+        adam, threshold, step = Adam(x), x.new_full((len(x),), self.threshold), self.step
         for number in range(self.steps):
             logits, _, gradient = target.loss_and_grad(clean + delta, gap_of, y, index=rows)
             beaten = lead(logits, y, classes) > 0
@@ -55,17 +53,14 @@ class SigmaZero:
             if bool(done.any()):
                 stay = ~done
                 rows, clean, delta, y, gradient = rows[stay], clean[stay], delta[stay], y[stay], gradient[stay]
-                mean, square, threshold, beaten = mean[stay], square[stay], threshold[stay], beaten[stay]
+                threshold, beaten = threshold[stay], beaten[stay]
+                adam.keep(stay)
                 if not len(rows):
                     return target.best(x)
             # Adversarial points have nothing to gain from the margin, and go on towards fewer changes.
             sparser = 2 * self.sigma * delta / (delta.square() + self.sigma).square() / values
             gradient = direction(torch.where(per_image(beaten, x), sparser, sparser - gradient), "linf")
-            mean.lerp_(gradient, 1 - FAST)
-            square.mul_(SLOW).addcmul_(gradient, gradient, value=1 - SLOW)
-            size = (square / (1 - SLOW ** (number + 1))).sqrt_().add_(1e-8)
-            delta = delta - (step / (1 - FAST ** (number + 1))) * mean / size
-            delta = (clean + delta).clamp_(0, 1) - clean
+            delta = (clean + (delta - adam.move(gradient, step))).clamp_(0, 1) - clean
             step = annealed(self.step, 0.1 * self.step, number / self.steps)
             threshold = (threshold + self.rise * step * torch.where(beaten, 1.0, -1.0)).clamp_(0, 1)
             delta = torch.where(delta.abs() < per_image(threshold, delta), 0, delta)

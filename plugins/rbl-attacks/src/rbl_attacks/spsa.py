@@ -12,13 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.adam import Adam
+from rbl_attacks.best import Best
 from rbl_attacks.decision import affords
 from rbl_attacks.geometry import portions
 from rbl_attacks.margins import lead
 from robustbench_lite import Randomness, Target, Threat
-
-# Adam's decay of the mean of gradients and of their squares, and what keeps it from dividing by zero.
-DECAY, DECAY_OF_SQUARES, GUARD = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,12 @@ class SPSA:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         margin, pairs = partial(lead, classes=target.num_classes), affordable_pairs(self.samples, target.budget)
-        current, best, best_loss = x.clone(), x.clone(), x.new_full((len(x),), -math.inf)
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+        current, best, adam = x.clone(), Best(x), Adam(x)
         rows = torch.arange(len(x), device=x.device)
         for number in range(1, self.steps + 1):
-            rows = rows[~target.broken[rows] & affords(target, rows, 2 * pairs + 1)]
+            left = ~target.broken[rows] & affords(target, rows, 2 * pairs + 1)
+            rows = rows[left]
+            adam.keep(left)
             if not len(rows):
                 break
             near = span(x[rows], current[rows], threat, self.delta)
@@ -56,15 +56,10 @@ class SPSA:
             gradient, _ = estimated_gradient(target, margin, near, y[rows], rows, pairs, signs)
             left = ~target.broken[rows]
             rows, gradient = rows[left], gradient[left]
-            mean[rows] = DECAY * mean[rows] + (1 - DECAY) * gradient
-            square[rows] = DECAY_OF_SQUARES * square[rows] + (1 - DECAY_OF_SQUARES) * gradient.square()
-            size = (square[rows] / (1 - DECAY_OF_SQUARES**number)).sqrt() + GUARD
-            step = self.lr * mean[rows] / (1 - DECAY**number) / size
-            current[rows] = point = threat.project(x[rows], current[rows] + step)
-            loss = margin(target.logits(point, rows), y[rows])
-            better = loss > best_loss[rows]
-            best[rows[better]], best_loss[rows[better]] = point[better], loss[better]
-        return target.best(best)
+            adam.keep(left)
+            current[rows] = point = threat.project(x[rows], current[rows] - adam.move(-gradient, self.lr))
+            best.keep(rows, point, margin(target.logits(point, rows), y[rows]))
+        return target.best(best.points)
 
 
 def affordable_pairs(samples: int, budget: int | None) -> int:
