@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import Best
 from rbl_attacks.geometry import per_image
 from rbl_attacks.margins import lead_of, likely_classes
 from robustbench_lite import Randomness, Target, Threat
@@ -58,16 +59,13 @@ class DelayedElasticNet:
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         l2, l1, extra = self._published()
         goal = self._goal(target, x, y)
-        best, size = x.clone(), x.new_full((len(x),), math.inf, dtype=torch.float64)
+        best = Best(x)
         rows, current = torch.arange(len(x), device=x.device), x
         mean, square, taken = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(y)
         for number in range(self.steps):
             logits, _, gradient = target.loss_and_grad(current, goal.loss, y, goal.aims[rows], index=rows)
             won = goal.reached(logits, y, goal.aims[rows])
-            reach = threat.size(x, current)
-            better = won & (reach < size[rows])
-            at = rows[better]
-            best[at], size[at] = current[better], reach[better]
+            best.keep(rows[won], current[won], -threat.size(x, current)[won])
 
             late = won | (taken > 0)
             taken = taken + late
@@ -86,7 +84,7 @@ class DelayedElasticNet:
                 x, y = x[going], y[going]
             if not len(rows):
                 break
-        return best
+        return best.points
 
     def _published(self) -> tuple[float, float, int]:
         l2, l1, extra = PUBLISHED[self.goal]

@@ -11,17 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rbl_attacks.geometry import per_image
+from rbl_attacks.best import Best
 from rbl_attacks.margins import lead
-from rbl_attacks.search import ConstantSearch
-from robustbench_lite import Randomness, Target, Threat
-
-# A run ends where a tenth of its steps did not bring the objective below this share of what it was.
-PROGRESS = 0.9999
+from rbl_attacks.search import Penalty, PenaltyMethod, squares
+from robustbench_lite import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticNet:
+class ElasticNet(PenaltyMethod):
     """Minimise constant * max(0, confidence - lead of a wrong class) + squared length + beta * l1 length, by FISTA.
 
     steps: in each search step. search_steps: runs, each from the clean image with a constant of its own: see ConstantSearch.
@@ -35,66 +32,38 @@ class ElasticNet:
     The point that FISTA extrapolates to is clipped to the box, unlike in the references, so that the defense sees images only.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 10_000
-    search_steps: Annotated[int, Field(ge=1)] = 9
-    lr: Annotated[float, Field(gt=0)] = 0.01
     beta: Annotated[float, Field(ge=0)] = 1e-3
-    constant: Annotated[float, Field(gt=0)] = 1e-3
-    confidence: Annotated[float, Field(ge=0)] = 0.0
     rule: Literal["l1", "en"] = "l1"
-    abort_early: bool = True
 
     def passes(self, num_classes: int) -> int:
         """Forward and backward passes per example, if no run ends early."""
         return 3 * self.search_steps * self.steps
 
-    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        best, size = x.clone(), x.new_full((len(x),), math.inf)
-        search = ConstantSearch(x, first=self.constant, rounds=self.search_steps)
-        for constant in search:
-            search.learn(self._descend(target, x, y, constant, best, size))
-        return best
-
-    def _descend(self, target: Target, x: Tensor, y: Tensor, constant: Tensor, best: Tensor, size: Tensor) -> Tensor:
-        """One run. Better points than ``best`` (N, ...) of ``size`` (N,) replace them; returns (N,) whether one was found."""
+    def _descend(self, target: Target, x: Tensor, y: Tensor, constant: Tensor, best: Best) -> Tensor:
         found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         rows, measure = torch.arange(len(x), device=x.device), partial(lead, classes=target.num_classes)
         current, ahead_of = x, x  # the iterate, and the point extrapolated from it, where gradients are taken
-        before = torch.full_like(size, math.inf)  # the objective at the last look
-        every = max(1, math.ceil(self.steps / 10))
+        penalty = Penalty(constant, self.confidence, math.ceil(self.steps / 10) if self.abort_early else 0)
         for number in range(self.steps):
             _, ahead, gradient = target.loss_and_grad(ahead_of, measure, y, index=rows)
-            if self.abort_early and number % every == 0:
-                objective = constant * (self.confidence - ahead).clamp_min(0) + _squares(ahead_of - x)
-                going = objective <= PROGRESS * before
-                before = objective
-                if not bool(going.all()):
-                    rows, current, ahead_of, gradient, ahead = (p[going] for p in (rows, current, ahead_of, gradient, ahead))
-                    x, y, constant, before = (p[going] for p in (x, y, constant, before))
+            if (going := penalty.going(number, ahead, ahead_of - x)) is not None:
+                rows, current, ahead_of, gradient, ahead = (p[going] for p in (rows, current, ahead_of, gradient, ahead))
+                x, y = x[going], y[going]
                 if not len(rows):
                     break
-            pull = torch.where(ahead < self.confidence, constant, 0)
-            slope = 2 * (ahead_of - x) - per_image(pull, gradient) * gradient.nan_to_num(0, 0, 0)
+            slope = penalty.slope(ahead, gradient, ahead_of - x)
             moved = _shrink(ahead_of - x - self.lr * math.sqrt(1 - number / self.steps) * slope, self.beta)
             last, current = current, (x + moved).clamp(0, 1)
             ahead_of = (current + number / (number + 3) * (current - last)).clamp(0, 1)
             good = measure(target.logits(current, rows), y) > self.confidence
             found[rows] |= good
-            reach = self._length(current - x)
-            better = good & (reach < size[rows])
-            won = rows[better]
-            best[won], size[won] = current[better], reach[better]
+            best.keep(rows[good], current[good], -self._length(current - x)[good])
         return found
 
     def _length(self, delta: Tensor) -> Tensor:
         """(n,) what makes a point better than another."""
         sums = delta.abs().flatten(1).sum(1)
-        return sums if self.rule == "l1" else self.beta * sums + _squares(delta)
-
-
-def _squares(delta: Tensor) -> Tensor:
-    """(n,) squared lengths."""
-    return delta.square().flatten(1).sum(1)
+        return sums if self.rule == "l1" else self.beta * sums + squares(delta)
 
 
 def _shrink(delta: Tensor, by: float) -> Tensor:
