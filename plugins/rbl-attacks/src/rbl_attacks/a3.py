@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.best import Best
-from rbl_attacks.geometry import in_ball, on_sphere
+from rbl_attacks.geometry import in_ball
 from rbl_attacks.margins import lead, likely_classes
+from rbl_attacks.schedule import steepest
 from robustbench_lite import Randomness, Target, Threat
 
 # For each run: it takes the examples whose best lead is at most this share of the clean image's, and climbs for so many steps.
@@ -142,8 +143,8 @@ class _Climb:
         alive = ~self.target.broken[self.left]
         if not bool(alive.all()):
             self.left, self.current, gradient = self.left[alive], self.current[alive], gradient[alive]
-        unit = gradient.sign() if self.threat.norm == "linf" else on_sphere(gradient, "l2", 1.0)
-        self.current = self.threat.project(self.x[self.left], self.current + size * unit)
+        step = size * steepest(gradient, self.current, self.threat.norm)
+        self.current = self.threat.project(self.x[self.left], self.current + step)
 
 
 def _leads(logits: Tensor, y: Tensor) -> Tensor:

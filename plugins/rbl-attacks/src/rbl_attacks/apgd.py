@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from rbl_attacks.ascent import Climb
 from rbl_attacks.best import best_of
-from rbl_attacks.geometry import gaussian, on_sphere
+from rbl_attacks.geometry import gaussian, random_on_sphere
+from rbl_attacks.margins import likely_classes
 from rbl_attacks.objectives import objective, targeted
 from rbl_attacks.schedule import Euclidean, Sparse
 from robustbench_lite import Randomness, Target, Threat
@@ -22,7 +24,7 @@ Goal = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPGD:
+class AutoPGD(ABC):
     """What the members of the family share: everything but the loss.
 
     The step size is halved, and the search sent back to its best point, where a period of steps brought too few increases
@@ -42,9 +44,9 @@ class AutoPGD:
         """
         return self.restarts * (2 * self.steps + 2)
 
+    @abstractmethod
     def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:
         """What is climbed, one after the other in each restart."""
-        raise NotImplementedError
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         goals = self.goals(target, x, y)
@@ -72,7 +74,8 @@ class AutoPGD:
         point of the one before.
         """
         if threat.norm != "l1":
-            climb = Climb(target, x, threat, loss, labels, _random_start(x, threat, rng), directions=True)
+            start = threat.project(x, x + random_on_sphere(x, threat.norm, threat.eps, rng))
+            climb = Climb(target, x, threat, loss, labels, start, directions=True)
             climb.run(self.steps, Euclidean(self.steps, threat.eps, norm=threat.norm, rho=self.rho))
             return climb
         third = min(math.ceil(0.3 * self.steps), (self.steps - 1) // 2) if self.larger_radii else 0
@@ -139,12 +142,5 @@ class APGDT(AutoPGD):
             target.note(f"the targeted loss dlr needs at least 4 classes; the {instead} was climbed instead")
         if classes == 2:
             return [(objective("margin", classes), (y,))]
-        others = target.logits(x)[:, :classes].scatter(1, y[:, None], -math.inf)
-        ranked = others.argsort(dim=1, descending=True, stable=True)[:, : min(self.targets, classes - 1)]
+        ranked = likely_classes(target.logits(x), y, classes, self.targets)
         return [(targeted(classes), (y, aim)) for aim in ranked.unbind(1)]
-
-
-def _random_start(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-    """On the sphere: uniform noise stretched to it (linf), or a random direction (l2)."""
-    noise = rng.uniform(None, x.shape[1:], low=-1.0, high=1.0) if threat.norm == "linf" else gaussian(x, rng)
-    return threat.project(x, x + on_sphere(noise, threat.norm, threat.eps))

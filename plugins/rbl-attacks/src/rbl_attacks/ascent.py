@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rbl_attacks.geometry import gaussian, linear_optimum, per_image
+from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero
 from rbl_attacks.schedule import Schedule
 from robustbench_lite import Randomness, Target, Threat
 
@@ -130,9 +130,4 @@ class Climb:
 
     def replace_zero(self, gradient: Tensor, rng: Randomness, number: int) -> Tensor:
         """Random directions for the examples whose gradient is exactly zero: a plateau is left in some direction or never."""
-        zero = gradient.flatten(1).abs().amax(1) == 0
-        if not bool(zero.any()):
-            return gradient
-        replaced = gradient.clone()
-        replaced[zero] = gaussian(gradient[zero], rng.select(self.rows[zero]).child("plateau", number))
-        return replaced
+        return random_where_zero(gradient, rng.child("plateau", number).select(self.rows), 0)

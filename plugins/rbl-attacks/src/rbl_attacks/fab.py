@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.faces import bisect, nearest_face
-from rbl_attacks.geometry import PORTION, gaussian, length, on_sphere, per_image
+from rbl_attacks.geometry import PORTION, length, per_image, random_on_sphere
 from rbl_attacks.hyperplane import to_hyperplane
 from rbl_attacks.margins import lead, likely_classes, unfinished, wrong_classes
 from robustbench_lite import Randomness, Target, Threat
@@ -22,7 +23,7 @@ REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastAdaptiveBoundary:
+class FastAdaptiveBoundary(ABC):
     """What both forms share. Each step goes to the linearised boundary, by a mean of the ways from the current point and
     from the clean image, a little further than that; a point found on the other side is pulled back towards the clean image.
 
@@ -36,9 +37,9 @@ class FastAdaptiveBoundary:
     beta: Annotated[float, Field(gt=0, le=1)] = 0.9
     refine: Annotated[int, Field(ge=0)] = 0
 
+    @abstractmethod
     def aims(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Tensor]:
         """For each run of a restart (N, k) classes, of which each step takes the nearest."""
-        raise NotImplementedError
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         runs = list(self.aims(target, x, y))
@@ -128,8 +129,7 @@ class FABT(FastAdaptiveBoundary):
 
 def _around(target: Target, x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
     """A random point of the box near each clean image; see FAB."""
-    noise = rng.uniform(None, x.shape[1:], low=-1.0, high=1.0) if threat.norm == "linf" else gaussian(x, rng)
     most = threat.eps if math.isfinite(threat.eps) else REACH[threat.norm]
     known = length(target.best(x) - x, threat.norm)
     reach = torch.where(per_image(target.broken, x), known, most).clamp_max(most)
-    return (x + 0.5 * reach * on_sphere(noise, threat.norm, 1.0)).clamp(0, 1)
+    return (x + 0.5 * reach * random_on_sphere(x, threat.norm, 1.0, rng)).clamp(0, 1)

@@ -56,6 +56,12 @@ def random_where_zero(directions: Tensor, rng: Randomness, draw: int) -> Tensor:
     return directions.index_copy(0, rows, on_sphere(rng.normal(rows, directions.shape[1:], draw=draw), "l2", 1.0))
 
 
+def random_on_sphere(x: Tensor, norm: str, eps: float, rng: Randomness) -> Tensor:
+    """Perturbations like ``x`` of length ``eps``: uniform noise stretched to it (linf), or gaussian noise."""
+    noise = rng.uniform(None, x.shape[1:], low=-1.0, high=1.0) if norm == "linf" else gaussian(x, rng)
+    return on_sphere(noise, norm, eps)
+
+
 def gaussian(x: Tensor, rng: Randomness) -> Tensor:
     """Standard normal numbers like ``x``."""
     return rng.normal(None, x.shape[1:])
