@@ -10,9 +10,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from robustbench_lite.testing import Outcome
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
+BROKEN_PLUGINS = Path(__file__).parent / "testing" / "plugins"  # plugins that conformance suites find something wrong with
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,8 @@ def invoke(*arguments: object, plugin: Path | None = TOY, code: int = 0) -> Said
     if said.code != code or "Traceback" in said.err:
         raise AssertionError(f"exit code {said.code}, not {code}: rbl {' '.join(given)}\n{said.out}\n{said.err}")
     return said
+
+
+def failures(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """The reasons of the conformance checks that failed, by their names."""
+    return {outcome.check: outcome.reason for outcome in outcomes if outcome.status == "failed"}

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import environment, invoke
+from tests.support import BROKEN_PLUGINS, environment, invoke
 
-PLUGINS = Path(__file__).resolve().parents[1] / "testing" / "plugins"
-ATTACKS = PLUGINS / "broken_attacks.py"
-OTHERS = PLUGINS / "broken_others.py"
-SLOW = PLUGINS / "slow_attack.py"
+ATTACKS = BROKEN_PLUGINS / "broken_attacks.py"
+OTHERS = BROKEN_PLUGINS / "broken_others.py"
+SLOW = BROKEN_PLUGINS / "slow_attack.py"
 
 
 def test_a_sound_attack_passes_with_a_line_for_each_check() -> None:
@@ -53,7 +52,8 @@ def test_a_namespace_stands_for_all_of_it_and_lists_what_matters() -> None:
     assert said.out.count("FAILED") == 14
 
 
-def test_a_plugin_that_imports_torch_is_reported_as_slow_and_its_errors_are_listed() -> None:
+def test_a_plugin_that_imports_torch_is_reported_as_slow_and_its_errors_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, SLOW.stem, raising=False)  # as in a new process, whatever has run in this one
     said = invoke("check", "slow-attack", plugin=SLOW, code=1)
     assert "warning: slow_attack.py [slow-attack]: it is slow: importing it imports torch" in said.out
     assert "and nothing more" in said.out

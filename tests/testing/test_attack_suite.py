@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from robustbench_lite.errors import InvalidParameter
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.testing import ATTACK_SUITE, AttackSubject, Outcome, attack_subject, check_attack
-
-HERE = Path(__file__).parent / "plugins"
+from robustbench_lite.testing import ATTACK_SUITE, AttackSubject, attack_subject, check_attack
+from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
     "toomuchaccess": {"access"},
@@ -50,11 +48,7 @@ BROKEN = {
 
 @cache
 def registry() -> Registry:
-    return load([HERE / "broken_attacks.py", HERE / "slow_attack.py"], entry_points=False)
-
-
-def failures(outcomes: list[Outcome]) -> dict[str, str]:
-    return {o.check: o.reason for o in outcomes if o.status == "failed"}
+    return load([BROKEN_PLUGINS / "broken_attacks.py", BROKEN_PLUGINS / "slow_attack.py"], entry_points=False)
 
 
 @pytest.mark.parametrize("name", BROKEN)

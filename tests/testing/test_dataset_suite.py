@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.testing import DATASET_SUITE, Outcome, check_dataset
-
-HERE = Path(__file__).parent / "plugins"
+from robustbench_lite.testing import DATASET_SUITE, check_dataset
+from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
     "no-hint": {"missing-data-says-how"},
@@ -37,11 +36,7 @@ EVERYWHERE = {"plugin-problems", "spec-is-complete", "light-import", "parameters
 
 @cache
 def registry() -> Registry:
-    return load([HERE / "broken_others.py"], entry_points=False)
-
-
-def failures(outcomes: list[Outcome]) -> dict[str, str]:
-    return {o.check: o.reason for o in outcomes if o.status == "failed"}
+    return load([BROKEN_PLUGINS / "broken_others.py"], entry_points=False)
 
 
 @pytest.mark.parametrize("name", BROKEN)

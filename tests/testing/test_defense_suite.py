@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.testing import DEFENSE_SUITE, Outcome, check_defense
-
-HERE = Path(__file__).parent / "plugins"
+from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
     "wrong-shape": {"logits-shape"},
@@ -40,17 +38,13 @@ EVERYWHERE = {"plugin-problems", "spec-is-complete", "light-import", "parameters
 
 @cache
 def registry() -> Registry:
-    return load([HERE / "broken_defenses.py"], entry_points=False)
+    return load([BROKEN_PLUGINS / "broken_defenses.py"], entry_points=False)
 
 
 def check(name: str) -> list[Outcome]:
     """The outcomes; the plugin is one file, which imports torch: that check is made elsewhere."""
     found = check_defense(registry(), f"broken-defenses/{name}", dataset="broken-defenses/greys")
     return [outcome for outcome in found if outcome.check != "light-import"]
-
-
-def failures(outcomes: list[Outcome]) -> dict[str, str]:
-    return {o.check: o.reason for o in outcomes if o.status == "failed"}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from robustbench_lite import Threat
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.testing import METRIC_SUITE, Outcome, check_metric, make_cell
-
-HERE = Path(__file__).parent / "plugins"
+from robustbench_lite.testing import METRIC_SUITE, check_metric, make_cell
+from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
     "torch-inside": {"factory-is-light"},
@@ -35,17 +33,13 @@ EVERYWHERE = {"plugin-problems", "spec-is-complete", "light-import", "parameters
 
 @cache
 def registry() -> Registry:
-    return load([HERE / "broken_others.py"], entry_points=False)
-
-
-def failures(outcomes: list[Outcome]) -> dict[str, str]:
-    return {o.check: o.reason for o in outcomes if o.status == "failed"}
+    return load([BROKEN_PLUGINS / "broken_others.py"], entry_points=False)
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.syspath_prepend(str(BROKEN_PLUGINS))
+    monkeypatch.setenv("PYTHONPATH", str(BROKEN_PLUGINS))
 
 
 @pytest.mark.parametrize("name", BROKEN)
