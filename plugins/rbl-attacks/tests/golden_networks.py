@@ -47,6 +47,18 @@ def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, torch.from_numpy(digits.target[stored["test_index"]]).long()
 
 
+class Affine(nn.Module):
+    """Logits of a model times a factor, plus a constant."""
+
+    def __init__(self, base: nn.Module, factor: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.factor, self.shift = base, factor, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.base(x)
+        return self.factor * logits + self.shift
+
+
 def robust_accuracy(name: str, threat: str, attack: Attack, *, access: str = "gradient", seed: int = 0) -> float:
     """Judged afresh, as a share of the 400 examples."""
     model, x, y = fixture(name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_networks import EXAMPLE, fixture
+from golden_networks import EXAMPLE, Affine, fixture
 from linear_problem import distances, problem
-from torch import Tensor, nn
 
 from rbl_attacks.a3 import A3
 from robustbench_lite import Threat
@@ -15,18 +14,6 @@ from robustbench_lite.testing import Linear, make_target
 
 # AutoAttack standard, for an example that it never beats: apgd-ce, 9 targets of apgd-t, 9 of fab-t, square.
 AUTOATTACK = 2 * 100 + 9 * 2 * 100 + 9 * 3 * 100 + 5000
-
-
-class Scaled(nn.Module):
-    """Logits times a factor."""
-
-    def __init__(self, base: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.base, self.factor = base, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.base(x)
-        return self.factor * logits
 
 
 @pytest.mark.parametrize(
@@ -93,7 +80,7 @@ def test_the_scale_of_the_logits_changes_nothing() -> None:
     x, y, limits = x[:30], y[:30], Threat.parse("linf:0.15")
     points, passes = [], []
     for factor in (1.0, 2.0**-8, 2.0**8):
-        target, rng = make_target(Scaled(model, factor), x, y, limits)
+        target, rng = make_target(Affine(model, factor), x, y, limits)
         points.append(A3(restarts=5)(target, x, y, limits, rng))
         passes.append(target.forwards.tolist())
     assert torch.equal(points[0], points[1])

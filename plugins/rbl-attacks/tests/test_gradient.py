@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from golden_networks import fixture
+from golden_networks import Affine, fixture
 from linear_problem import distances, margins, problem
 from torch import Tensor, nn
 
@@ -35,16 +35,6 @@ class Tent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lead = 0.04 - (x.flatten(1).mean(1) - 0.62).abs()
         return torch.stack([torch.zeros_like(lead), lead], 1)
-
-
-class Scaled(nn.Module):
-    def __init__(self, base: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.base, self.factor = base, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.base(x)
-        return logits * self.factor
 
 
 def few(name: str = "at", n: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -142,7 +132,7 @@ def test_the_scale_of_the_logits_changes_nothing(attack: APGDDLR) -> None:
     model, x, y = few()
     points = []
     for factor in (1.0, 2.0**14):
-        target, rng = make_target(Scaled(model, factor), x, y, "linf:0.12")
+        target, rng = make_target(Affine(model, factor), x, y, "linf:0.12")
         points.append(attack(target, x, y, Threat("linf", 0.12), rng))
     assert torch.allclose(points[0], points[1], atol=1e-6)
 
@@ -155,7 +145,7 @@ def test_on_a_saturated_model_the_ratio_finds_what_the_cross_entropy_cannot() ->
         ("dlr", 1e4, APGDDLR(steps=20)),
         ("ce", 1e4, APGDCE(steps=20)),
     ):
-        target, rng = make_target(Scaled(model, factor), x, y, "linf:0.12")
+        target, rng = make_target(Affine(model, factor), x, y, "linf:0.12")
         attack(target, x, y, Threat("linf", 0.12), rng)
         beaten[name] = int(target.broken.sum())
     assert beaten["dlr"] == pytest.approx(beaten["plain"], abs=1)

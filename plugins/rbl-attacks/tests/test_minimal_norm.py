@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from golden_networks import Attack, fixture, minimal_sizes
+from golden_networks import Affine, Attack, fixture, minimal_sizes
 from linear_problem import distances, margins, problem
 from torch import Tensor, nn
 
@@ -424,13 +424,7 @@ def test_alma_agrees_with_the_others(name: str) -> None:
 def test_the_scale_of_the_logits_does_not_matter(attack: FMN | ALMA, norm: str) -> None:
     model, x, y = fixture("at")
     x, y = x[:24], y[:24]
-
-    class Scaled(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = model(x)
-            return 1024 * logits
-
-    assert sizes(attack, Scaled(), x, y, norm) == pytest.approx(sizes(attack, model, x, y, norm), rel=1e-4)
+    assert sizes(attack, Affine(model, 1024), x, y, norm) == pytest.approx(sizes(attack, model, x, y, norm), rel=1e-4)
 
 
 @pytest.mark.parametrize(
