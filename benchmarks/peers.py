@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +31,7 @@ from robustbench_lite.composition import resolve_members
 from robustbench_lite.errors import AmbiguousName, RblError, UnknownName
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
-from robustbench_lite.runner import environment, prepare_torch
+from robustbench_lite.runner import environment, prepare_torch, versions
 from robustbench_lite.threat import Threat
 
 T = TypeVar("T")
@@ -175,24 +174,16 @@ def _findings(mine: Outcome, other: Outcome, row: Row, n: int) -> list[str]:
 
 def _head(device: str, command: str) -> str:
     where = environment(device)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in MODULES if _installed(name))
+    peers = ", ".join(f"{name} {version}" for name, version in versions(MODULES).items())
     return (
         f"Made by `{command}` on {where['device']}, {where['threads']} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}; {versions or 'no peers'}.\n\n"
+        f"torch {torch.__version__}; {peers or 'no peers'}.\n\n"
         "Robust accuracy is over all examples. Median norms are over the examples that are classified correctly, inf where "
         "nothing was found; in brackets, points that the judge refused. Forwards and backwards are passes per attacked "
         "example; ours end with one forward pass at the last point, which most peers leave to the caller. The ratio is our "
         "time over the peer's, each the least of several runs in turn. Findings: where the peer is stronger by more than a "
         "point (2 % of the median norm) or needs fewer passes."
     )
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ import platform
 import resource
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -359,24 +359,24 @@ def environment(device: str) -> dict[str, Any]:
         "pid": os.getpid(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
         "threads": torch.get_num_threads(),
-        "packages": dict(_versions()),
+        "packages": dict(_packages()),
     }
 
 
 @cache
-def _versions() -> tuple[tuple[str, str], ...]:
+def _packages() -> Mapping[str, str]:
     wanted = {"robustbench-lite", "torch", "torchvision", "numpy"}
     wanted |= {d.name for d in metadata.distributions() for e in d.entry_points if e.group == "robustbench_lite"}
-    found = ((name, metadata.version(name)) for name in sorted(wanted) if _installed(name))
-    return tuple(found)
+    return versions(sorted(wanted))
 
 
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """The versions of those of these distributions that are installed, in this order."""
+    found = {}
+    for name in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 @cache
