@@ -165,3 +165,12 @@ def test_the_grid_beats_whatever_one_of_its_points_beats() -> None:
         beaten = torch.stack([model(moved(x, *point)).argmax(1) != y for point in points]).any(0)
     assert beaten.float().mean() > 0.3
     assert not (left_over("std", RotationTranslation(samples="grid"))[:100] & beaten).any()
+
+
+def test_each_example_ends_by_itself_at_its_budget() -> None:
+    x, y = images(3, 1, 6, 6), torch.zeros(3, dtype=torch.int64)
+    target, rng = make_target(Constant(), x, y, UNRESTRICTED, access="scores", budget=8)
+    owner = torch.tensor([0] * 8 + [1] * 5)
+    target.logits(x[owner], owner)
+    RotationTranslation(samples=6)(target, x, y, UNRESTRICTED, rng)
+    assert target.queries.tolist() == [8, 8, 6]

@@ -116,3 +116,20 @@ def test_it_beats_a_model_without_gradients() -> None:
     target, rng = make_target(model, x, y, "linf:0.3", access="scores")
     x_adv = Square(queries=300)(target, x, y, Threat("linf", 0.3), rng)
     assert (model(x_adv).argmax(1) != y).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_each_example_ends_by_itself_at_its_budget(norm: str) -> None:
+    """As a member of another attack, examples come with budgets that are more or less used up."""
+    model = Linear(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) / 100, torch.tensor([5.0, 0.0, 0.0]))
+    x, y = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(4, dtype=torch.int64)
+    threat, spent = Threat(norm, 0.5), torch.tensor([30, 29, 12, 0])
+    target, rng = make_target(model, x, y, threat, access="scores", budget=30)
+    owner = torch.arange(4).repeat_interleave(spent)
+    target.logits(x[owner], owner)
+    x_adv = Square(queries=25, restarts=2)(target, x, y, threat, rng)
+    assert target.queries.tolist() == [30, 30, 30, 30]
+    assert torch.equal(x_adv[0], x[0])
+    free, rng = make_target(model, x, y, threat, access="scores")
+    alone = Square(queries=18)(free, x, y, threat, rng)
+    assert torch.equal(x_adv[2], alone[2]), "18 queries are left to it, whatever the others have"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rbl_attacks.geometry import linear_optimum
-from robustbench_lite import Randomness, Target, Threat, losses
+from rbl_attacks.objectives import objective
+from robustbench_lite import Randomness, Target, Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +24,5 @@ class FGSM:
         return 2
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        _, _, gradient = target.loss_and_grad(x, losses.cross_entropy, y)
+        _, _, gradient = target.loss_and_grad(x, objective("ce", target.num_classes), y)
         return linear_optimum(x, gradient, threat)

@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.best import Best
-from robustbench_lite import Randomness, Target, Threat, losses
+from rbl_attacks.decision import affords
+from rbl_attacks.margins import lead
+from robustbench_lite import Randomness, Target, Threat
 
 # The published grid: this many rotations, and this many translations along each axis.
 ROTATIONS, TRANSLATIONS = 31, 5
@@ -47,7 +49,8 @@ class RotationTranslation:
         listed = () if isinstance(self.samples, int) else grid(*limits)
         best = Best(x)
         for number in range(self.samples if isinstance(self.samples, int) else len(listed)):
-            left = (~target.broken).nonzero()[:, 0]
+            rows = (~target.broken).nonzero()[:, 0]
+            left = rows[affords(target, rows)]
             if not len(left):
                 break
             if listed:
@@ -56,7 +59,7 @@ class RotationTranslation:
                 drawn = rng.uniform(left, (3,), draw=number, low=-1.0, high=1.0)
                 motion = drawn.double() * drawn.new_tensor(limits, dtype=torch.float64)
             moved = threat.project(x[left], rotate_translate(x[left], *motion.unbind(1)))
-            best.keep(left, moved, losses.margin(target.logits(moved, left), y[left]))
+            best.keep(left, moved, lead(target.logits(moved, left), y[left], target.num_classes))
         return target.best(best.points)
 
     def _limits(self, height: int, width: int) -> tuple[float, float, float]:

@@ -13,8 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.best import best_of
+from rbl_attacks.decision import affords
 from rbl_attacks.geometry import TINY, length, on_sphere
-from robustbench_lite import Randomness, Target, Threat, losses
+from rbl_attacks.margins import lead
+from robustbench_lite import Randomness, Target, Threat
 
 # Share of the image that a window covers, halved after these iterations (of 10,000).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -53,25 +55,24 @@ class Square:
 
     def _search(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> tuple[Tensor, Tensor]:
         """One restart on n examples: each one's point with the largest margin of a wrong class, and that margin."""
-        stripes = _stripes if threat.norm == "linf" else _tiles
-        propose = _recolour if threat.norm == "linf" else _move_mass
-        best = stripes(x, threat, rng.child("start"))
-        best_loss = losses.margin(target.logits(best), y)
-        left = torch.arange(len(x), device=x.device)
-        current, loss, clean, label, draws = best.clone(), best_loss.clone(), x, y, _Draws(rng, 5 + x.shape[1])
-        for query in range(1, self.queries):
-            beaten = target.broken[left]
-            if bool(beaten.any()):
-                alive = ~beaten
+        stripes, propose = (_stripes, _recolour) if threat.norm == "linf" else (_tiles, _move_mass)
+        best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
+        left, draws = torch.arange(len(x), device=x.device), _Draws(rng, 5 + x.shape[1])
+        current, loss, clean, label = stripes(x, threat, rng.child("start")), best_loss.clone(), x, y
+        for query in range(self.queries):
+            alive = ~target.broken[left] & affords(target, left)
+            if not bool(alive.all()):
                 best[left], best_loss[left] = current, loss
                 left = left[alive]
                 current, loss, clean, label = current[alive], loss[alive], clean[alive], label[alive]
                 draws.keep(alive)
             if not len(left):
                 return best, best_loss
-            window = window_size(self.share(query), *x.shape[2:])
-            point = propose(clean, current, threat, draws.of(query), window)
-            seen = losses.margin(target.logits(point, left), label)
+            point = current
+            if query:
+                window = window_size(self.share(query), *x.shape[2:])
+                point = propose(clean, current, threat, draws.of(query), window)
+            seen = lead(target.logits(point, left), label, target.num_classes)
             better = seen > loss
             current = torch.where(better[:, None, None, None], point, current)
             loss = torch.where(better, seen, loss)
