@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robustbench_lite import Randomness, Target, Threat
+from robustbench_lite.judge import Judge
 from robustbench_lite.testing import make_target
 
 Attack = Callable[[Target, Tensor, Tensor, Threat, Randomness], Tensor]
@@ -69,6 +70,14 @@ def robust_accuracy(name: str, threat: str, attack: Attack, *, access: str = "gr
     assert limits.in_box(x_adv).all()
     with torch.no_grad():
         return int((model(x_adv).argmax(1) == y).sum()) * EXAMPLE
+
+
+def judged_sizes(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """(n,) sizes as the core would store them: of the proposed point, or of a smaller one that the target saw; inf for none."""
+    target, rng = make_target(model, x, y, threat, goal="minimal-norm")
+    x_adv = attack(target, x, y, threat, rng)
+    judge = Judge(target._deployed, x, y, torch.arange(len(x)), passes=1, key="judge")
+    return torch.from_numpy(judge.judge(target._ledger, x_adv, threat).arrays["size"])
 
 
 def minimal_sizes(

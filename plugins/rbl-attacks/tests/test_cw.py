@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_networks import fixture, minimal_sizes
+from golden_networks import fixture, judged_sizes, minimal_sizes
 from torch import Tensor
 
 from rbl_attacks.adam import Adam
@@ -101,6 +101,9 @@ def test_confidence_is_kept_at_every_success() -> None:
         assert changed.sum() > 35
         assert (lead[changed] > confidence - 1e-5).all()
         sizes.append(FREE.size(x, x_adv)[changed].median())
+        judged = judged_sizes(attack, model, x, y, FREE)
+        assert torch.equal(judged[changed], FREE.size(x, x_adv)[changed]), "whatever smaller points the target saw"
+        assert judged[~changed].isinf().all()
     assert sizes[1] > 1.1 * sizes[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_networks import fixture, minimal_sizes
+from golden_networks import fixture, judged_sizes, minimal_sizes
 from linear_problem import distances, problem
 from torch import Tensor, nn
 
@@ -142,6 +142,32 @@ def test_delayed_gets_no_worse_with_more_steps(norm: str) -> None:
     assert (sizes[2] <= sizes[1] * (1 + 1e-4)).all()
     if norm != "linf":  # which the penalties do not speak of
         assert sizes[2].median() < 0.95 * sizes[0].median()
+
+
+@pytest.mark.parametrize(
+    ("plain", "asking_for_more"),
+    [
+        (ElasticNet(steps=60, beta=1e-2), ElasticNet(steps=60, beta=1e-2, confidence=2.0)),
+        (ElasticNet(steps=60, beta=0.1), ElasticNet(steps=60, beta=0.1, rule="en")),
+        (DelayedElasticNet(lr=2e-3, steps=400, extra=50), DelayedElasticNet(n=3, lr=2e-3, steps=400, extra=50)),
+        (
+            DelayedElasticNet(lr=2e-3, steps=400, extra=50),
+            DelayedElasticNet(goal="phishing", confidence=0.9, lr=2e-3, steps=400, extra=50),
+        ),
+    ],
+)
+def test_what_more_is_asked_for_shows_in_the_judged_result(
+    plain: ElasticNet | DelayedElasticNet, asking_for_more: ElasticNet | DelayedElasticNet
+) -> None:
+    """The judge takes smaller points that the target saw, as long as any adversarial point will do, and only then."""
+    model, x, y, threat, target, rng = set_up("at", 30, "l1")
+    assert (judged_sizes(plain, model, x, y, threat) <= minimal_sizes("at", "l1", plain, rows=slice(0, 30))).all()
+    x_adv = asking_for_more(target, x, y, threat, rng)
+    found = (x_adv != x).flatten(1).any(1)
+    assert found.float().mean() > 0.5
+    judged = judged_sizes(asking_for_more, model, x, y, threat)
+    assert torch.equal(judged, torch.where(found, threat.size(x, x_adv), torch.inf))
+    assert (judged > judged_sizes(plain, model, x, y, threat)).float().mean() > 0.5
 
 
 def test_delayed_values_that_would_cross_the_image_stay_at_it() -> None:

@@ -28,7 +28,8 @@ class CarliniWagner(PenaltyMethod):
     abort_early: end an example's run where it makes no progress any more; per example, where the references look at the sum
     over the batch.
 
-    Returns the smallest point found that has the confidence. Distances are to the image itself, not to its shrunk form.
+    Returns the smallest point found that has the confidence: with one above 0, nothing else that the target saw counts.
+    Distances are to the image itself, not to its shrunk form.
     """
 
     def passes(self, num_classes: int) -> int:

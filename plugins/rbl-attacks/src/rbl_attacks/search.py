@@ -35,11 +35,15 @@ class PenaltyMethod(ABC):
     abort_early: bool = True
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        best = Best(x)
+        best, seen = Best(x), target if self._wants_the_nearest() else target.forgetful()
         search = ConstantSearch(x, first=self.constant, rounds=self.search_steps)
         for constant in search:
-            search.learn(self._descend(target, x, y, constant, best))
+            search.learn(self._descend(seen, x, y, constant, best))
         return best.points
+
+    def _wants_the_nearest(self) -> bool:
+        """Whether any adversarial point is as good as its distance in the threat's norm says: then the target may keep them."""
+        return self.confidence == 0
 
     @abstractmethod
     def _descend(self, target: Target, x: Tensor, y: Tensor, constant: Tensor, best: Best) -> Tensor:
