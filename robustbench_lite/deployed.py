@@ -133,6 +133,8 @@ class Deployed:
 
         def run(rows: slice) -> tuple[Tensor, ...]:
             each = [self._pass(x[rows], key, ids[rows], draw[rows] + k, self.module) for k in range(passes)]
+            if passes == 1 and not self.stochastic:
+                return (each[0][:, None],)
             return (torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1),)
 
         with torch.no_grad():

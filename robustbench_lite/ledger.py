@@ -14,16 +14,31 @@ from robustbench_lite.errors import BudgetExceeded
 if TYPE_CHECKING:
     from robustbench_lite.threat import Threat
 
+# What is counted of each example: see the properties of these names.
+COUNTERS = ("queries", "forwards", "backwards", "draws", "confirmations")
+
 # Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
 Confirm = Callable[[Tensor, Tensor], Tensor]
+
+
+class Remembered:
+    """Rows that were given, and whether they are given again: the same tensor, not written to since."""
+
+    def __init__(self, rows: Tensor | None) -> None:
+        self._given, self._version = rows, 0 if rows is None else rows._version
+        self.rows = None if rows is None else rows.clone()
+
+    def is_still(self, rows: Tensor | None) -> bool:
+        """Whether ``rows`` are these."""
+        return rows is self._given and (rows is None or rows._version == self._version)
 
 
 class Ledger:
     """What one attack on one shard has cost and found so far, per example; shared by a target and its selections.
 
-    queries: (N,) calls; forwards, backwards: (N,) passes, so that a stochastic defense under EOT counts every draw.
-    broken: (N,) bool; best: the best point seen (N, ...); size: its size (N,), inf where there is none; member: (N,) the number
-    of the member that found it, 0 for the attack itself. unattributed: rows that came without saying whose they were.
+    Calls are counted one by one, and passes so that a stochastic defense under EOT counts every draw. broken: (N,) bool; best:
+    the best point seen (N, ...); size: its size (N,), inf where there is none; member: (N,) the number of the member that found
+    it, 0 for the attack itself. unattributed: rows that came without saying whose they were.
     surrogates: the ledgers of the defenses that the attack is crafted on.
     """
 
@@ -32,11 +47,10 @@ class Ledger:
         self.x, self.y, self.threat = x, y, threat
         self.minimal, self.rejects, self.budget = minimal, rejects, budget
         self.surrogates: list[SurrogateLedger] = []
-        self.queries = torch.zeros(n, dtype=torch.int64, device=x.device)
-        self.forwards = torch.zeros_like(self.queries)
-        self.backwards = torch.zeros_like(self.queries)
-        self.draws = torch.zeros_like(self.queries)
-        self.confirmations = torch.zeros_like(self.queries)
+        self._counts = {name: torch.zeros(n, dtype=torch.int64, device=x.device) for name in COUNTERS}
+        self._pending: dict[str, int] = {}
+        self._pending_rows: Remembered = Remembered(None)
+        self._labels: tuple[Remembered, Tensor] = (Remembered(None), y)
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
         self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
         self.best = x.clone()
@@ -44,13 +58,64 @@ class Ledger:
         self.unattributed = 0
         self.notes: dict[str, None] = {}  # an ordered set
 
+    @property
+    def queries(self) -> Tensor:
+        """(N,) calls so far."""
+        return self._counted("queries")
+
+    @property
+    def forwards(self) -> Tensor:
+        """(N,) forward passes so far."""
+        return self._counted("forwards")
+
+    @property
+    def backwards(self) -> Tensor:
+        """(N,) backward passes so far."""
+        return self._counted("backwards")
+
+    @property
+    def draws(self) -> Tensor:
+        """(N,) draws of a stochastic defense that were seen."""
+        return self._counted("draws")
+
+    @property
+    def confirmations(self) -> Tensor:
+        """(N,) draws that confirmed points, which the attack never saw."""
+        return self._counted("confirmations")
+
+    def add(self, counter: str, rows: Tensor | None, amount: int) -> None:
+        """Add ``amount`` to one of ``COUNTERS`` once for each occurrence of a row; None for all.
+
+        Calls in sequence for the same rows, which is what a search makes, are added up first and entered once.
+        """
+        if not self._pending_rows.is_still(rows):
+            self._enter()
+            self._pending_rows = Remembered(rows)
+        self._pending[counter] = self._pending.get(counter, 0) + amount
+
+    def _counted(self, counter: str) -> Tensor:
+        self._enter()
+        return self._counts[counter]
+
+    def _enter(self) -> None:
+        """Enter what was added up."""
+        for counter, amount in self._pending.items():
+            _add(self._counts[counter], self._pending_rows.rows, amount)
+        self._pending.clear()
+
+    def labels(self, rows: Tensor | None) -> Tensor:
+        """The labels of these examples, kept until other rows are asked for."""
+        if not self._labels[0].is_still(rows):
+            self._labels = Remembered(rows), self.y if rows is None else self.y[rows]
+        return self._labels[1]
+
     def admit(self, rows: Tensor | None, n: int) -> None:
         """Take one query for each row, all or none; raises BudgetExceeded."""
         if self.budget is None:
-            add(self.queries, rows, 1)
+            self.add("queries", rows, 1)
             return
         after = self.queries.clone()
-        add(after, rows, 1)
+        _add(after, rows, 1)
         over = after > self.budget
         exhausted = over if rows is None else over[rows]
         if bool(exhausted.any()):
@@ -59,7 +124,7 @@ class Ledger:
                 rows=tuple(exhausted.nonzero()[:, 0].tolist()),
                 hint="drop these rows and go on, or return the points that you have: what was found is kept",
             )
-        self.queries = after
+        self._counts["queries"] = after
 
     def remember(
         self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None, member: int = 0
@@ -69,7 +134,7 @@ class Ledger:
         confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not. member: who
         found them.
         """
-        y = self.y if rows is None else self.y[rows]
+        y = self.labels(rows)
         if bool((scores.argmax(1) == y).all()):  # most calls of an attack, so that this is all they cost
             return
         new = misclassified(scores, y, self.rejects)
@@ -79,6 +144,10 @@ class Ledger:
         if not len(at):
             return
         owner = at if rows is None else rows[at]
+        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])  # so that few are measured exactly
+        at, owner = at[near], owner[near]
+        if not len(at):
+            return
         clean, points = self.x[owner], x[at].detach()
         size = self.threat.size(clean, points)
         better = (size <= self.threat.limit) & (size < self.size[owner])
@@ -107,7 +176,7 @@ class Ledger:
         """Positions of the entry with the least ``size`` (n,) of each example in ``owner`` (n,); of equal ones the first."""
         order = size.argsort(stable=True)
         position = torch.arange(len(order), device=order.device)
-        first = torch.full_like(self.queries, len(order)).scatter_reduce_(0, owner[order], position, "amin")
+        first = order.new_full((len(self.y),), len(order)).scatter_reduce_(0, owner[order], position, "amin")
         return order[first[owner[order]] == position]
 
 
@@ -128,7 +197,7 @@ class SurrogateLedger(Ledger):
         self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None, member: int = 0
     ) -> None:
         """Keep every point of ``x`` inside the threat model that is more wrongly classified than what is known."""
-        y = self.y if rows is None else self.y[rows]
+        y = self.labels(rows)
         lead = leads(scores, y, self.rejects)
         at = (lead > (self.lead if rows is None else self.lead[rows])).nonzero()[:, 0]
         owner = at if rows is None else rows[at]
@@ -142,7 +211,7 @@ class SurrogateLedger(Ledger):
         return self.lead > 0
 
 
-def add(counter: Tensor, rows: Tensor | None, amount: int) -> None:
+def _add(counter: Tensor, rows: Tensor | None, amount: int) -> None:
     """Add ``amount`` once for each occurrence of a row."""
     if rows is None:
         counter += amount

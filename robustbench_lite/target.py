@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbench_lite.deployed import Deployed, Ensemble, Loss, Rank, average, misclassified, surely_misclassified
 from robustbench_lite.errors import AccessError, PluginError
-from robustbench_lite.ledger import Ledger, SurrogateLedger, add
+from robustbench_lite.ledger import Ledger, Remembered, SurrogateLedger
 
 if TYPE_CHECKING:
     from robustbench_lite.member import Member
@@ -74,6 +74,7 @@ class Target:
         self._surrogates = tuple(surrogates)
         self._member = 0
         self._keeps = True
+        self._asked = Remembered(None), NOBODY
 
     # What the attack asks of the defense.
 
@@ -183,6 +184,7 @@ class Target:
         chosen = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         part = copy.copy(self)
         part._rows = chosen if self._rows is None else self._rows[chosen]
+        part._asked = Remembered(None), NOBODY
         return part
 
     def forgetful(self) -> Target:
@@ -283,7 +285,7 @@ class Target:
         draw = (ledger.draws if rows is None else ledger.draws[rows]).clone()
         if rows is not None:
             draw += _occurrence(rows) * passes
-        add(ledger.draws, rows, passes)
+        ledger.add("draws", rows, passes)
         return rows, ids, draw
 
     def _global(self, index: Tensor, n: int) -> Tensor:
@@ -292,12 +294,16 @@ class Target:
                 f"{self._attack} passed an index of shape {tuple(index.shape)} and type {index.dtype} for {n} inputs",
                 hint="index is a LongTensor with one row number per input",
             )
-        return index if self._rows is None else self._rows[index]
+        if self._rows is None:
+            return index
+        if not self._asked[0].is_still(index):
+            self._asked = Remembered(index), self._rows[index]
+        return self._asked[1]
 
     def _note(self, rows: Tensor | None, x: Tensor, scores: Tensor, passes: int) -> None:
         if rows is NOBODY:
             return
-        add(self._ledger.forwards, rows, passes)
+        self._ledger.add("forwards", rows, passes)
         if self._keeps:
             self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None, self._member)
 
@@ -310,15 +316,15 @@ class Target:
         draw = ledger.confirmations[owner] + _occurrence(owner) * self._confirm
         key = f"{self._key}|confirm"
         stacked = self._deployed.stack(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
-        add(ledger.confirmations, owner, self._confirm)
-        add(ledger.forwards, owner, self._confirm)
+        ledger.add("confirmations", owner, self._confirm)
+        ledger.add("forwards", owner, self._confirm)
         if ledger.minimal:
             return surely_misclassified(stacked, ledger.y[owner], ledger.rejects)
         return misclassified(average(stacked), ledger.y[owner], ledger.rejects)
 
     def _count_backward(self, rows: Tensor | None, times: int = 1) -> None:
         if rows is not NOBODY:
-            add(self._ledger.backwards, rows, times * self._eot)
+            self._ledger.add("backwards", rows, times * self._eot)
 
     def _mine(self, values: Tensor) -> Tensor:
         return values.clone() if self._rows is None else values[self._rows]

@@ -481,3 +481,16 @@ def test_the_least_of_several_losses_without_a_gradient_has_gradient_zero() -> N
     refused, _ = make_target(model, x, y, "linf:0.1", access="scores")
     with pytest.raises(AccessError, match="gradients"):
         refused.least_loss_and_grad(x, each_class, steepness, y)
+
+
+def test_counts_are_those_of_the_rows_as_they_were_when_the_index_is_written_to(
+    labelled: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    model, x, y = labelled
+    whole, _ = make_target(model, x, y, "linf:0.1")
+    for target, expected in ((whole, [1, 2, 0, 0, 0, 0]), (whole.select(torch.tensor([3, 4, 5])), [1, 2, 0])):
+        index = torch.tensor([0, 1])
+        target.logits(x[index], index=index)
+        index[0] = 1
+        target.logits(x[index[1:]], index=index[1:])
+        assert target.forwards.tolist() == expected

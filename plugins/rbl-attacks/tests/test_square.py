@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rbl_attacks import square
 from rbl_attacks.geometry import length
-from rbl_attacks.square import Square, pattern, window_size
+from rbl_attacks.square import Faces, Masses, Square, pattern, window_size
 from robustbench_lite import Randomness, Threat, losses
 from robustbench_lite.testing import Linear, Masked, make_target
 
@@ -67,11 +66,9 @@ def test_every_proposal_is_inside_whatever_the_image(
 ) -> None:
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(seed))
     threat, rng = Threat(norm, eps), Randomness(str(seed), torch.arange(4))
-    start = (square._stripes if norm == "linf" else square._tiles)(x, threat, rng)
-    propose = square._recolour if norm == "linf" else square._move_mass
-    draws = rng.uniform(None, (5 + shape[0],), draw=query)
-    point = propose(x, start, threat, draws, window_size(Square().share(query), *shape[1:]))
-    for candidate in (start, point):
+    proposals = (Faces if norm == "linf" else Masses)(Square(), x, threat, rng)
+    start = proposals.start(rng)
+    for candidate in (start, proposals.from_points(start, query)):
         assert candidate.isfinite().all()
         assert threat.contains(x, candidate).all()
         assert threat.in_box(candidate).all()
@@ -81,10 +78,10 @@ def test_every_proposal_is_inside_whatever_the_image(
 def test_far_from_the_box_it_stays_on_the_sphere(norm: str) -> None:
     x = torch.full((6, 3, 12, 12), 0.5)
     threat, rng = Threat(norm, 0.05), Randomness("0", torch.arange(6))
-    point = (square._stripes if norm == "linf" else square._tiles)(x, threat, rng)
-    for query in range(1, 20):
-        propose = square._recolour if norm == "linf" else square._move_mass
-        point = propose(x, point, threat, rng.uniform(None, (8,), draw=query), window_size(0.2, 12, 12))
+    proposals = (Faces if norm == "linf" else Masses)(Square(), x, threat, rng)
+    point = proposals.start(rng)
+    for query in range(100, 120):
+        point = proposals.from_points(point, query)
         assert length(point - x, norm).flatten().tolist() == pytest.approx([0.05] * 6, rel=1e-3)
     if norm == "linf":
         assert (point - x).abs().flatten().tolist() == pytest.approx([0.05] * point.numel(), rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,23 +56,19 @@ class Square:
 
     def _search(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> tuple[Tensor, Tensor]:
         """One restart on n examples: each one's point with the largest margin of a wrong class, and that margin."""
-        stripes, propose = (_stripes, _recolour) if threat.norm == "linf" else (_tiles, _move_mass)
+        proposals: Proposals = (Faces if threat.norm == "linf" else Masses)(self, x, threat, rng)
         best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
-        left, draws = torch.arange(len(x), device=x.device), _Draws(rng, 5 + x.shape[1])
-        current, loss, clean, label = stripes(x, threat, rng.child("start")), best_loss.clone(), x, y
+        left = torch.arange(len(x), device=x.device)
+        current, loss, label = proposals.start(rng.child("start")), best_loss.clone(), y
         for query in range(self.queries):
             alive = ~target.broken[left] & affords(target, left)
             if not bool(alive.all()):
                 best[left], best_loss[left] = current, loss
-                left = left[alive]
-                current, loss, clean, label = current[alive], loss[alive], clean[alive], label[alive]
-                draws.keep(alive)
+                left, current, loss, label = left[alive], current[alive], loss[alive], label[alive]
+                proposals.keep(alive)
             if not len(left):
                 return best, best_loss
-            point = current
-            if query:
-                window = window_size(self.share(query), *x.shape[2:])
-                point = propose(clean, current, threat, draws.of(query), window)
+            point = proposals.from_points(current, query) if query else current
             seen = lead(target.logits(point, left), label, target.num_classes)
             better = seen > loss
             current = torch.where(better[:, None, None, None], point, current)
@@ -80,27 +77,146 @@ class Square:
         return best, best_loss
 
 
-class _Draws:
-    """Uniform numbers for one query after the other, made for many queries at once: for few numbers a call is all overhead."""
+class Proposals:
+    """Where the search looks next, of n examples x (n, C, H, W).
+
+    What a query needs in random numbers is drawn, and turned into places, for many queries at once: for few numbers every
+    operation is all overhead.
+    """
 
     AHEAD = 64
 
-    def __init__(self, rng: Randomness, count: int) -> None:
-        self.rng, self.count = rng, count
-        self.left = torch.arange(len(rng), device=rng.ids.device)
-        self.first, self.block = 0, torch.empty(0, len(rng), count, device=rng.ids.device)
+    def __init__(self, square: Square, x: Tensor, threat: Threat, rng: Randomness) -> None:
+        self.square, self.x, self.threat, self.rng = square, x, threat, rng
+        self.left = torch.arange(len(x), device=x.device)
+        self.block_of, self.block = range(0), tuple[Tensor, ...]()
 
-    def of(self, query: int) -> Tensor:
-        """(n, count) in [0, 1)."""
-        if not self.first <= query < self.first + len(self.block):
-            self.first, n = query, len(self.left)
-            queries = torch.arange(query, query + self.AHEAD, device=self.left.device).repeat_interleave(n)
-            self.block = self.rng.uniform(self.left.repeat(self.AHEAD), (self.count,), draw=queries).view(self.AHEAD, n, -1)
-        return self.block[query - self.first]
+    def start(self, rng: Randomness) -> Tensor:
+        """(n, C, H, W) the first points."""
+        raise NotImplementedError
+
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What ``move`` is given, of k queries, each (k, n, ...). draws: (k, n, 5 + C) uniform in [0, 1)."""
+        raise NotImplementedError
+
+    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+        """Points (n, C, H, W), each one window away from ``current``."""
+        raise NotImplementedError
+
+    def window(self, query: int) -> tuple[int, int]:
+        """Rows and columns of the window of this query."""
+        return window_size(self.square.share(query), *self.x.shape[2:])
+
+    def from_points(self, current: Tensor, query: int) -> Tensor:
+        """(n, C, H, W) where this query looks."""
+        window = self.window(query)
+        if query not in self.block_of:
+            n, count = len(self.left), 5 + self.x.shape[1]
+            self.block_of = range(
+                query, next(q for q in itertools.count(query + 1) if q == query + self.AHEAD or self.window(q) != window)
+            )
+            queries = torch.arange(query, self.block_of.stop, device=self.x.device)
+            draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
+            self.block = self.prepare(draws.view(len(queries), n, count), window)
+        return self.move(current, window, *(part[query - self.block_of.start] for part in self.block))
 
     def keep(self, alive: Tensor) -> None:
         """Forget all examples but these (bool mask)."""
-        self.left, self.block = self.left[alive], self.block[:, alive]
+        self.left, self.x = self.left[alive], self.x[alive]
+        self.block = tuple(part[:, alive] for part in self.block)
+
+
+class Faces(Proposals):
+    """Under linf: a window moves to one face of the ball in each channel."""
+
+    def __init__(self, square: Square, x: Tensor, threat: Threat, rng: Randomness) -> None:
+        super().__init__(square, x, threat, rng)
+        self.low, self.high = threat.project(x, x - 2), threat.project(x, x + 2)
+
+    def start(self, rng: Randomness) -> Tensor:
+        """Vertical stripes, a face for each channel and column."""
+        sign = rng.sign(None, (self.x.shape[1], 1, self.x.shape[3]))
+        return torch.where(sign > 0, self.high, self.low)
+
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        height, width = self.x.shape[2:]
+        rows, columns = _inside(draws[..., 0], height, window[0]), _inside(draws[..., 1], width, window[1])
+        return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2 : 2 + self.x.shape[1], None, None] < 0.5
+
+    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+        rows, columns, falls = prepared
+        return torch.where(rows & columns, torch.where(falls, self.low, self.high), current)
+
+    def keep(self, alive: Tensor) -> None:
+        super().keep(alive)
+        self.low, self.high = self.low[alive], self.high[alive]
+
+
+class Masses(Proposals):
+    """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
+
+    def start(self, rng: Randomness) -> Tensor:
+        """The image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
+        x, norm = self.x, self.threat.norm
+        _, channels, height, width = x.shape
+        side = max(min(height, width) // 5, 1)
+        rows, columns = height // side, width // side
+        sign = rng.sign(None, (channels, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        turned = rng.child("turn").sign(None, (1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3) > 0
+        plain = pattern(side, side, _power(norm)).to(x).repeat(rows, columns)
+        tilted = pattern(side, side, _power(norm)).T.to(x).repeat(rows, columns)
+        delta = torch.zeros_like(x)
+        top, first = (height - rows * side) // 2, (width - columns * side) // 2
+        delta[:, :, top : top + rows * side, first : first + columns * side] = sign * torch.where(turned, tilted, plain)
+        return self.threat.project(x, x + on_sphere(delta, norm, self.threat.eps))
+
+    def window(self, query: int) -> tuple[int, int]:
+        """At least 3 rows and columns, where there are so many, and odd ones: a pattern has a centre."""
+        height, width = self.x.shape[2:]
+        rows, columns = super().window(query)
+        return min(max(rows, 3) | 1, height), min(max(columns, 3) | 1, width)
+
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Rows and columns of the window that gains; masks of the window that gives, and of both; whether the pattern is
+        turned; signs.
+        """
+        sizes = list(zip((0, 1), self.x.shape[2:], window, strict=True))
+        down, right = (
+            _corner(draws[..., i], size, side)[..., None] + torch.arange(side, device=draws.device) for i, size, side in sizes
+        )
+        gain_rows, gain_columns = (_inside(draws[..., i], size, side) for i, size, side in sizes)
+        give_rows, give_columns = (_inside(draws[..., 2 + i], size, side) for i, size, side in sizes)
+        gives = give_rows[..., None] & give_columns[:, :, None]
+        either = gives | (gain_rows[..., None] & gain_columns[:, :, None])
+        signs = torch.where(draws[..., 5:] < 0.5, -1.0, 1.0)[..., None, None]
+        return (
+            down[..., None],
+            right[:, :, None],
+            gives[:, :, None],
+            either[:, :, None],
+            draws[..., 4, None, None, None] < 0.5,
+            signs,
+        )
+
+    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+        down, right, gives, either, turned, signs = prepared
+        x, norm, eps = self.x, self.threat.norm, self.threat.eps
+        gains = torch.arange(len(x), device=x.device)[:, None, None], down, right
+        delta = current - x
+        held = _per_channel(delta * either, norm)
+        old = delta.permute(0, 2, 3, 1)[gains].permute(0, 3, 1, 2)  # (n, C, *window)
+        plain, tilted = (p.to(x) for p in (pattern(*window, _power(norm)), pattern(*window[::-1], _power(norm)).T))
+        new = signs * torch.where(turned, tilted, plain) + old / (TINY + _per_channel(old, norm))
+        new = new / (TINY + _per_channel(new, norm))
+        spent = length(delta, norm)
+        if norm == "l2":
+            new = new * ((eps**2 - spent.square()).clamp_min(0) / x.shape[1] + held.square()).sqrt()
+        else:
+            new = new * ((eps - spent).clamp_min(0) / x.shape[1] + held) * x.shape[1]
+        delta = torch.where(gives, 0, delta).permute(0, 2, 3, 1).contiguous()
+        delta[gains] = new.permute(0, 2, 3, 1)
+        delta = delta.permute(0, 3, 1, 2)
+        return self.threat.project(x, x + (on_sphere(delta, "l2", eps) if norm == "l2" else delta))
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
@@ -113,85 +229,15 @@ def window_size(share: float, height: int, width: int) -> tuple[int, int]:
     return min(height, max(1, round(share * height))), width
 
 
-def _stripes(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-    """Start under linf: vertical stripes of +-eps, a sign for each channel and column."""
-    return threat.project(x, x + threat.eps * rng.sign(None, (x.shape[1], 1, x.shape[3])))
+def _corner(draws: Tensor, size: int, side: int) -> Tensor:
+    """The first row of a window of so many rows, uniform over all that fit; draws: uniform in [0, 1)."""
+    return (draws * (size - side + 1)).long()
 
 
-def _recolour(x: Tensor, current: Tensor, threat: Threat, draws: Tensor, window: tuple[int, int]) -> Tensor:
-    """Under linf: a window moves to one face of the ball in each channel."""
-    inside = (
-        _mask(draws[:, 0], x.shape[2], window[0])[:, None, :, None] & _mask(draws[:, 1], x.shape[3], window[1])[:, None, None]
-    )
-    sign = torch.where(draws[:, 2 : 2 + x.shape[1]] < 0.5, -1.0, 1.0)[:, :, None, None]
-    return threat.project(x, current + (2 * threat.eps) * sign * inside)
-
-
-def _tiles(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-    """Start under l2 and l1: the image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
-    _, channels, height, width = x.shape
-    side = max(min(height, width) // 5, 1)
-    rows, columns = height // side, width // side
-    sign = rng.sign(None, (channels, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
-    turned = rng.child("turn").sign(None, (1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3) > 0
-    plain = pattern(side, side, _power(threat.norm)).to(x).repeat(rows, columns)
-    tilted = pattern(side, side, _power(threat.norm)).T.to(x).repeat(rows, columns)
-    delta = torch.zeros_like(x)
-    top, first = (height - rows * side) // 2, (width - columns * side) // 2
-    delta[:, :, top : top + rows * side, first : first + columns * side] = sign * torch.where(turned, tilted, plain)
-    return threat.project(x, x + on_sphere(delta, threat.norm, threat.eps))
-
-
-def _move_mass(x: Tensor, current: Tensor, threat: Threat, draws: Tensor, window: tuple[int, int]) -> Tensor:
-    """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
-    norm, (n, channels, height, width) = threat.norm, x.shape
-    rows, columns = (min(_odd(side), limit) for side, limit in zip(window, (height, width), strict=True))
-    into = _place(draws[:, 0], height, rows)[:, :, None], _place(draws[:, 1], width, columns)[:, None, :]
-    out_of = _mask(draws[:, 2], height, rows)[:, :, None] & _mask(draws[:, 3], width, columns)[:, None, :]
-    example = torch.arange(n, device=x.device)[:, None, None]
-    delta = current - x
-    channel_last = delta.permute(0, 2, 3, 1)
-    old = channel_last[(example, *into)].permute(0, 3, 1, 2)  # (n, channels, rows, columns)
-    taken = out_of.clone()
-    taken[(example, *into)] = True
-    held = _per_channel(delta * taken[:, None], norm)
-
-    plain, tilted = (p.to(x) for p in (pattern(rows, columns, _power(norm)), pattern(columns, rows, _power(norm)).T))
-    turned = (draws[:, 4] < 0.5)[:, None, None, None]
-    sign = torch.where(draws[:, 5:] < 0.5, -1.0, 1.0)[:, :, None, None]
-    new = sign * torch.where(turned, tilted, plain) + old / (TINY + _per_channel(old, norm))
-    new = new / (TINY + _per_channel(new, norm))
-    spent = length(delta, norm)
-    if norm == "l2":
-        new = new * ((threat.eps**2 - spent.square()).clamp_min(0) / channels + held.square()).sqrt()
-    else:
-        new = new * ((threat.eps - spent).clamp_min(0) / channels + held) * channels
-    delta = torch.where(out_of[:, None], 0, delta).permute(0, 2, 3, 1).contiguous()
-    delta[(example, *into)] = new.permute(0, 2, 3, 1)
-    delta = delta.permute(0, 3, 1, 2)
-    return threat.project(x, x + (on_sphere(delta, "l2", threat.eps) if norm == "l2" else delta))
-
-
-def _corner(draw: Tensor, size: int, window: int) -> Tensor:
-    """(n, 1) first row of a window, uniform over all that fit; draw: (n,) uniform in [0, 1)."""
-    return (draw * (size - window + 1)).long()[:, None]
-
-
-def _place(draw: Tensor, size: int, window: int) -> Tensor:
-    """(n, window) the rows that a window at a random position takes."""
-    return _corner(draw, size, window) + torch.arange(window, device=draw.device)
-
-
-def _mask(draw: Tensor, size: int, window: int) -> Tensor:
-    """(n, size) bool: the rows that a window at a random position takes."""
-    corner = _corner(draw, size, window)
-    place = torch.arange(size, device=draw.device)
-    return (place >= corner) & (place < corner + window)
-
-
-def _odd(side: int) -> int:
-    """At least 3, and odd: a pattern has a centre."""
-    return max(side, 3) | 1
+def _inside(draws: Tensor, size: int, side: int) -> Tensor:
+    """(..., size) bool: the rows that a window takes; see ``_corner``."""
+    below = torch.arange(size, device=draws.device) - _corner(draws, size, side)[..., None]
+    return (below >= 0) & (below < side)
 
 
 def _power(norm: str) -> int:
