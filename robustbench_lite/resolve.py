@@ -56,7 +56,31 @@ def resolve(registry: Registry, kind: str, text: str, defaults: Mapping[str, obj
 def _instance(registry: Registry, entry: Entry, values: Mapping[str, object]) -> Resolved:
     factory = registry.factory(entry)
     instance = parameters.build(factory, values, where=entry.id)
-    return Resolved(entry, instance, parameters.label(entry.spec.name, factory, instance))
+    label = parameters.label(entry.spec.name, factory, instance)
+    found = Resolved(entry, instance, label)
+    inner = inner_method(registry, found)
+    return found if inner is None else Resolved(entry, instance.around(inner.instance), label)
+
+
+def inner_method(registry: Registry, outer: Resolved) -> Resolved | None:
+    """The trained defense that a training method around another names in its field ``method``; None for all others.
+
+    Raises PluginError where there is no such field, UsageError where it names a defense that is not trained.
+    """
+    entry, instance = outer.entry, outer.instance
+    if entry.kind != "defense" or not hasattr(instance, "around"):
+        return None
+    name = getattr(instance, "method", None)
+    if not isinstance(name, str) or parameters.parse_selector(name).name in (entry.id, entry.spec.name):
+        raise PluginError(
+            f"{entry.id} of {entry.distribution} is around another method and names {name!r}",
+            hint="give its dataclass a field method: str, the id of another trained defense",
+        )
+    found = resolve(registry, "defense", name)
+    spec = found.entry.spec
+    if not isinstance(spec, DefenseSpec) or spec.kind != "trained":
+        raise UsageError(f"{found.label} is not trained, so {entry.spec.name} cannot be around it", hint="rbl list defenses")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- data sets
@@ -128,11 +152,15 @@ def _loaded(found: Resolved, root: Path) -> ResolvedDataset:
 
 @dataclass(frozen=True)
 class ResolvedDefense(Resolved):
-    """A defense for one data set. weights: the file it will load, if any. base: what a wrapper wraps."""
+    """A defense for one data set. weights: the file it will load, if any. base: what a wrapper wraps.
+
+    method: what a training method around another is around.
+    """
 
     info: DatasetInfo
     weights: WeightsFile | None = None
     base: ResolvedDefense | None = None
+    method: Resolved | None = None
 
     @property
     def declared(self) -> DefenseSpec:
@@ -143,24 +171,35 @@ class ResolvedDefense(Resolved):
         return spec
 
     @property
+    def _architect(self) -> DefenseSpec:
+        """Of the defense whose module this is: a method around another has that one's."""
+        inner = None if self.method is None else self.method.entry.spec
+        return inner if isinstance(inner, DefenseSpec) else self.declared
+
+    @property
     def stochastic(self) -> bool:
         """Whether two passes over one input may differ, here or in what it wraps."""
-        return self.declared.stochastic or (self.base is not None and self.base.stochastic)
+        return self._architect.stochastic or (self.base is not None and self.base.stochastic)
 
     @property
     def differentiable(self) -> bool:
         """Whether autograd gives useful gradients, all the way through what it wraps."""
-        return self.declared.differentiable and (self.base is None or self.base.differentiable)
+        return self._architect.differentiable and (self.base is None or self.base.differentiable)
 
     @property
     def rejects(self) -> bool:
         """Whether it may refuse to answer."""
-        return self.declared.rejects or (self.base is not None and self.base.rejects)
+        return self._architect.rejects or (self.base is not None and self.base.rejects)
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether a module that is not differentiable offers another gradient."""
+        return self._architect.surrogate
 
     @property
     def attackable_by_gradient(self) -> bool:
         """Whether there is a gradient to follow: autograd's or a surrogate's."""
-        return self.differentiable or self.declared.surrogate
+        return self.differentiable or self.surrogate
 
     @cached_property
     def weights_id(self) -> str | None:
@@ -171,14 +210,19 @@ class ResolvedDefense(Resolved):
 
     def spec(self) -> dict[str, Any]:
         """What of it is part of a result's key."""
-        return self.identity() | {
-            "weights": self.weights_id,
-            "base": None if self.base is None else self.base.spec(),
-            "stochastic": self.stochastic,
-            "differentiable": self.differentiable,
-            "surrogate": not self.differentiable and self.declared.surrogate,
-            "rejects": self.rejects,
-        }
+        parts = {} if self.method is None else {"method": self.method.identity()}
+        return (
+            self.identity()
+            | parts
+            | {
+                "weights": self.weights_id,
+                "base": None if self.base is None else self.base.spec(),
+                "stochastic": self.stochastic,
+                "differentiable": self.differentiable,
+                "surrogate": not self.differentiable and self.surrogate,
+                "rejects": self.rejects,
+            }
+        )
 
     def weights_files(self) -> dict[str, str]:
         """Path by checksum of every weights file it needs, its base's too."""
@@ -213,6 +257,21 @@ def resolve_defense(
     return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}), (), dataset)
 
 
+def resolve_parts(registry: Registry, found: Resolved, info: DatasetInfo, dataset: str = "") -> dict[str, Resolved]:
+    """What a trained defense is trained with: ``method``, which it is around, and ``teacher``, a defense with its weights.
+
+    dataset: see ``resolve_defense``, which says what is raised, too.
+    """
+    parts: dict[str, Resolved] = {}
+    inner = inner_method(registry, found)
+    if inner is not None:
+        parts["method"] = inner
+    teacher = getattr(found.instance, "teacher", None)
+    if isinstance(teacher, str):
+        parts["teacher"] = resolve_defense(registry, teacher, info, dataset=dataset)
+    return parts
+
+
 def defense_from_spec(
     registry: Registry, spec: Mapping[str, Any], info: DatasetInfo, files: Mapping[str, str]
 ) -> ResolvedDefense:
@@ -222,7 +281,8 @@ def defense_from_spec(
     weights = None
     if spec["weights"] in files:
         weights = WeightsFile(path=Path(files[spec["weights"]]), sha256=spec["weights"], origin="plan")
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base)
+    inner = inner_method(registry, found)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base, inner)
 
 
 def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: DatasetInfo) -> ResolvedDefense:
@@ -270,7 +330,8 @@ def _with_weights(
         if declared.kind == "trained":
             raise
         weights = None
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights)
+    inner = inner_method(registry, found)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, method=inner)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def command(
     found, trained = find_trained(registry, defense, settings)
 
     from robustbench_lite.executors.slots import find_slots
-    from robustbench_lite.resolve import resolve_dataset
+    from robustbench_lite.resolve import ResolvedDefense, resolve_dataset, resolve_parts
     from robustbench_lite.runner import prepare_torch
     from robustbench_lite.training import model_card, train
     from robustbench_lite.weights import rbl_home, save_weights, trained_path
@@ -67,12 +68,21 @@ def command(
     declared = found.entry.spec
     if isinstance(declared, DefenseSpec) and declared.datasets and chosen.info.name not in declared.datasets:
         raise UsageError(f"{found.label} works on {', '.join(declared.datasets)}, not on {chosen.info.name}")
+    parts = resolve_parts(registry, found, chosen.info, dataset)
+    teacher = parts.get("teacher")
     prepare_torch(where.device, threads)
     began = time.monotonic()
     warn(f"training {found.label} on {chosen.label} with seed {seed} on {where.device}")
-    result = train(trained, chosen.bundle, seed=seed, device=where.device, progress=_print_progress(began))
+    result = train(
+        trained,
+        chosen.bundle,
+        seed=seed,
+        device=where.device,
+        teacher=teacher.build() if isinstance(teacher, ResolvedDefense) else None,
+        progress=_print_progress(began),
+    )
     path = out or trained_path(found.entry, found.instance, chosen.info.name, rbl_home())
-    card = model_card(found.entry.id, declared.version, found.parameters, chosen.bundle, seed, result)
+    card = model_card(found.entry.id, declared.version, found.parameters, chosen.bundle, seed, result, _identities(parts))
     digest = save_weights(path, result.module.state_dict(), card)
     if as_json:
         print_json({"path": str(path), "sha256": digest, "card": card})
@@ -135,3 +145,10 @@ def _measured(metrics: dict[str, float]) -> str:
 
 def _quoted(text: str) -> str:
     return f"'{text}'" if "[" in text else text
+
+
+def _identities(parts: Mapping[str, Resolved]) -> dict[str, Any]:
+    """What the card says of the method inside and of the teacher."""
+    from robustbench_lite.resolve import ResolvedDefense
+
+    return {name: part.spec() if isinstance(part, ResolvedDefense) else part.identity() for name, part in parts.items()}

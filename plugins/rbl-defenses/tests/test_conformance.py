@@ -23,6 +23,10 @@ class TestTrades(DefenseConformance):
     defense = "rbl/trades"
 
 
+class TestAWP(DefenseConformance):
+    defense = "rbl/awp[method=trades]"
+
+
 class TestJPEG(DefenseConformance):
     defense = "rbl/jpeg"
 

@@ -31,6 +31,13 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         reference="arXiv:1901.08573",
     )
     yield DefenseSpec(
+        name="awp",
+        factory="rbl_defenses.awp:AWP",
+        kind="trained",
+        summary="Adversarial weight perturbation: descend at weights moved against the loss, around another method",
+        reference="arXiv:2004.05884",
+    )
+    yield DefenseSpec(
         name="jpeg",
         factory="rbl_defenses.jpeg:JPEG",
         kind="wrapper",

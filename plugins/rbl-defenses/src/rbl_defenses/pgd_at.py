@@ -51,13 +51,16 @@ class PGDTraining(AdversariallyTrained):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, context: Context) -> Tensor:
         inner = self.inner(context)
-        x_adv = craft(
-            model,
-            x,
-            lambda z: losses.cross_entropy(z, y),
-            eps=inner["eps"],
-            step=inner["step"],
-            steps=int(inner["steps"]),
+        x_adv = context.once(
+            "x_adv",
+            lambda: craft(
+                model,
+                x,
+                lambda z: losses.cross_entropy(z, y),
+                eps=inner["eps"],
+                step=inner["step"],
+                steps=int(inner["steps"]),
+            ),
         )
         adversarial = F.cross_entropy(model(x_adv), y)
         if not self.mix:

@@ -33,14 +33,17 @@ class Trades(AdversariallyTrained):
             reference = model(x).softmax(1)
         inner = self.inner(context)
         # At x itself the divergence has no gradient, so the ascent starts a little beside it.
-        x_adv = craft(
-            model,
-            x,
-            lambda z: F.kl_div(z.log_softmax(1), reference, reduction="none").sum(1),
-            eps=inner["eps"],
-            step=inner["step"],
-            steps=int(inner["steps"]),
-            start="gaussian",
+        x_adv = context.once(
+            "x_adv",
+            lambda: craft(
+                model,
+                x,
+                lambda z: F.kl_div(z.log_softmax(1), reference, reduction="none").sum(1),
+                eps=inner["eps"],
+                step=inner["step"],
+                steps=int(inner["steps"]),
+                start="gaussian",
+            ),
         )
         # A probability that underflows to 0 would have an infinite logarithm, and the gradient would be NaN.
         predicted = logits.softmax(1).clamp_min(torch.finfo(logits.dtype).tiny)
