@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rbl_defenses
-from rbl_defenses.architectures import Normalise, small_cnn
-from rbl_defenses.pgd_at import AdversariallyTrained, PGDTraining
+from rbl_defenses.architectures import small_cnn
+from rbl_defenses.image_defense import AdversariallyTrained, ImageDefense
+from rbl_defenses.normalise import Normalise
+from rbl_defenses.pgd_at import PGDTraining
 from rbl_defenses.presets import preset
 from rbl_defenses.standard import Standard
 from rbl_defenses.trades import Trades
@@ -28,7 +30,7 @@ INFO = DatasetInfo(name="mine", classes=("a", "b"), shape=(1, 4, 4))
 DIGITS = DatasetInfo(name="digits", classes=tuple("0123456789"), shape=(1, 8, 8), mean=(0.3,), std=(0.4,))
 
 
-def context(defense: Standard, info: DatasetInfo = INFO, epoch: float = 1e9) -> Context:
+def context(defense: ImageDefense, info: DatasetInfo = INFO, epoch: float = 1e9) -> Context:
     """After the ramp, unless an epoch is given."""
     return Context(epoch, defense.recipe(info), info)
 
@@ -272,7 +274,7 @@ def test_a_short_training_learns_and_adversarial_training_lowers_the_loss_under_
 
 
 @pytest.mark.parametrize("defense", [Standard(width=2, epochs=1), PGDTraining(width=2, epochs=1), Trades(width=2, epochs=1)])
-def test_the_same_seed_gives_the_same_weights(defense: Standard, digits: DatasetBundle) -> None:
+def test_the_same_seed_gives_the_same_weights(defense: ImageDefense, digits: DatasetBundle) -> None:
     a, b, other = (train(defense, digits, seed=seed).module.state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["1.weight"], other["1.weight"])
@@ -286,7 +288,7 @@ SHIPPED = Path(rbl_defenses.__file__).parent / "weights" / "digits"
     [("standard", Standard(), 0.0, 0.1), ("pgd-at", PGDTraining(), 0.6, 1.0), ("trades", Trades(), 0.6, 1.0)],
 )
 def test_shipped_weights_load_and_are_what_their_cards_say(
-    name: str, defense: Standard, least: float, most: float, digits: DatasetBundle
+    name: str, defense: ImageDefense, least: float, most: float, digits: DatasetBundle
 ) -> None:
     """least, most: accuracy under PGD-10 in linf 0.15 on 200 test images, with room for the binomial error (about 0.06)."""
     path = SHIPPED / f"{name}.safetensors"

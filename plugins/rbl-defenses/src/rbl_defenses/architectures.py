@@ -1,28 +1,50 @@
-"""Networks that trained defenses share: [0, 1] NCHW in, logits out, normalisation inside."""
+"""Networks that trained defenses share: [0, 1] NCHW in, logits out, normalisation inside; from 1x8x8 to 3x224x224."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from rbl_defenses.normalise import Normalise
+from rbl_defenses.resnets import preact_resnet18, resnet18, wide_resnet
 from robustbench_lite import DatasetInfo
 
-
-class Normalise(nn.Module):
-    """(x - mean) / std per channel, with the data set's statistics; nothing where it states none."""
-
-    def __init__(self, info: DatasetInfo) -> None:
-        super().__init__()
-        channels = info.shape[0]
-        mean, std = info.mean or (0.0,) * channels, info.std or (1.0,) * channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+Network = Literal["small-cnn", "resnet-18", "preact-resnet-18", "wide-resnet-28-10", "wide-resnet-34-10"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+WIDTH = 16  # of the small network
 
 
-def small_cnn(info: DatasetInfo, width: int = 16, head: int = 64) -> nn.Module:
+def build(network: Network, info: DatasetInfo, *, width: int = WIDTH) -> nn.Module:
+    """An untrained network. width: channels of the first convolution of ``small-cnn``; the others have their papers'."""
+    if network == "small-cnn":
+        return small_cnn(info, width)
+    if network == "resnet-18":
+        return resnet18(info)
+    if network == "preact-resnet-18":
+        return preact_resnet18(info)
+    return wide_resnet(info, 28 if network == "wide-resnet-28-10" else 34, 10)
+
+
+def with_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, K), and what the last linear layer, the one in front of them, is given (n, d): from one pass."""
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        logits: Tensor = model(x)
+    finally:
+        handle.remove()
+    return logits, seen[-1]
+
+
+def feature_size(model: nn.Module) -> int:
+    """How many numbers per image ``with_features`` gives."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1].in_features
+
+
+def small_cnn(info: DatasetInfo, width: int = WIDTH, head: int = 64) -> nn.Module:
     """Three 3x3 convolutions with batch norm (width, 2 width, 2 width channels) and two linear layers.
 
     The second convolution halves the image, the third does where it is larger than 16 pixels: 8x8 digits end as 4x4 maps,

@@ -8,16 +8,17 @@ The numbers of epochs for MNIST and larger images are what two cores carry with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from robustbench_lite import DatasetInfo
-from robustbench_lite.training import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """eps: linf radius. steps and relative_step: of the inner PGD, its step in units of eps."""
+    """eps: linf radius. l2: l2 radius. steps and relative_step: of the inner PGD, its step in units of the radius."""
 
     eps: float
+    l2: float
     steps: int
     relative_step: float
     epochs: int
@@ -26,11 +27,15 @@ class Preset:
     flip: bool = False
     ramp: float = 0.25
 
+    def radius(self, norm: Literal["linf", "l2"]) -> float:
+        """The radius of a norm."""
+        return self.eps if norm == "linf" else self.l2
+
 
 _PRESETS = {
-    "digits": Preset(eps=0.15, steps=5, relative_step=0.5, epochs=60, shift=1),
-    "mnist": Preset(eps=0.3, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
-    "fashion-mnist": Preset(eps=0.1, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
+    "digits": Preset(eps=0.15, l2=0.6, steps=5, relative_step=0.5, epochs=60, shift=1),
+    "mnist": Preset(eps=0.3, l2=2.0, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
+    "fashion-mnist": Preset(eps=0.1, l2=1.5, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
 }
 # Data sets of photographs.
 _MIRRORED = ("cifar10", "cifar100", "imagenet")
@@ -39,22 +44,5 @@ _MIRRORED = ("cifar10", "cifar100", "imagenet")
 def preset(info: DatasetInfo) -> Preset:
     """The preset of a data set by its short name; for others eps 8/255 and shifts by an eighth of the image, up to 4 pixels."""
     shift = min(4, min(info.shape[1:]) // 8)
-    other = Preset(eps=8 / 255, steps=10, relative_step=0.25, epochs=30, shift=shift, flip=info.name in _MIRRORED)
+    other = Preset(eps=8 / 255, l2=0.5, steps=10, relative_step=0.25, epochs=30, shift=shift, flip=info.name in _MIRRORED)
     return _PRESETS.get(info.name, other)
-
-
-def recipe(
-    info: DatasetInfo, *, epochs: int | None, lr: float | None, batch_size: int, weight_decay: float, eps: float
-) -> Recipe:
-    """The recipe of a data set, with what was asked for in place of the preset's. eps: radius to train for and to watch."""
-    given = preset(info)
-    return Recipe(
-        epochs=epochs or given.epochs,
-        batch_size=batch_size,
-        lr=lr or given.lr,
-        weight_decay=weight_decay,
-        eps=eps,
-        ramp=given.ramp,
-        shift=given.shift,
-        flip=given.flip,
-    )

@@ -10,16 +10,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from rbl_defenses.pgd_at import AdversariallyTrained
-from robustbench_lite.training import Context, craft, in_mode
+from rbl_defenses.image_defense import AdversariallyTrained
+from robustbench_lite.training import Context, in_mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trades(AdversariallyTrained):
     """Minimise CE(f(x), y) + beta KL(p(x) || p(x')), where x' maximises that divergence in the ball.
 
-    width: channels of the first convolution. epochs, lr, eps, steps, step: None for the data set's preset. eps: linf radius.
-    steps, step: of the inner ascent; ``step`` is absolute. beta: weight of the divergence.
+    beta: weight of the divergence.
     """
 
     beta: Annotated[float, Field(ge=0)] = 6.0
@@ -31,19 +30,9 @@ class Trades(AdversariallyTrained):
             return clean
         with torch.no_grad(), in_mode(model, "eval"):
             reference = model(x).softmax(1)
-        inner = self.inner(context)
         # At x itself the divergence has no gradient, so the ascent starts a little beside it.
-        x_adv = context.once(
-            "x_adv",
-            lambda: craft(
-                model,
-                x,
-                lambda z: F.kl_div(z.log_softmax(1), reference, reduction="none").sum(1),
-                eps=inner["eps"],
-                step=inner["step"],
-                steps=int(inner["steps"]),
-                start="gaussian",
-            ),
+        x_adv = self.adversary(
+            model, x, lambda z: F.kl_div(z.log_softmax(1), reference, reduction="none").sum(1), context, start="gaussian"
         )
         # A probability that underflows to 0 would have an infinite logarithm, and the gradient would be NaN.
         predicted = logits.softmax(1).clamp_min(torch.finfo(logits.dtype).tiny)
