@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from robustbench_lite.target import Target as Target
     from robustbench_lite.target import mean_of_logits as mean_of_logits
     from robustbench_lite.torchvision_compat import import_torchvision as import_torchvision
+    from robustbench_lite.training import FittedDefense as FittedDefense
     from robustbench_lite.training import TrainedDefense as TrainedDefense
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _LAZY = {
     "Target": "robustbench_lite.target:Target",
     "mean_of_logits": "robustbench_lite.target:mean_of_logits",
     "import_torchvision": "robustbench_lite.torchvision_compat:import_torchvision",
+    "FittedDefense": "robustbench_lite.training:FittedDefense",
     "TrainedDefense": "robustbench_lite.training:TrainedDefense",
 }
 
@@ -74,6 +76,7 @@ __all__ = [
     "DatasetInfo",
     "DatasetSpec",
     "DefenseSpec",
+    "FittedDefense",
     "InvalidConfig",
     "InvalidParameter",
     "InvalidThreat",

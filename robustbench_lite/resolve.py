@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite import parameters
 from robustbench_lite.data import DatasetBundle, DatasetInfo
 from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
-from robustbench_lite.specs import AttackSpec, DefenseSpec
+from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec
 from robustbench_lite.weights import WeightsFile, find_weights, rbl_home
 
 if TYPE_CHECKING:
@@ -63,14 +63,10 @@ def _instance(registry: Registry, entry: Entry, values: Mapping[str, object]) ->
 
 
 def inner_method(registry: Registry, outer: Resolved) -> Resolved | None:
-    """The trained defense that a training method around another names in its field ``method``; None for all others.
-
-    Raises PluginError where there is no such field, UsageError where it names a defense that is not trained.
-    """
-    entry, instance = outer.entry, outer.instance
-    if entry.kind != "defense" or not hasattr(instance, "around"):
+    """The trained defense that a training method around another names in its field ``method``; None for all others."""
+    entry, name = outer.entry, getattr(outer.instance, "method", None)
+    if entry.kind != "defense" or not hasattr(outer.instance, "around"):
         return None
-    name = getattr(instance, "method", None)
     if not isinstance(name, str) or parameters.parse_selector(name).name in (entry.id, entry.spec.name):
         raise PluginError(
             f"{entry.id} of {entry.distribution} is around another method and names {name!r}",
@@ -229,18 +225,28 @@ class ResolvedDefense(Resolved):
         own = {} if self.weights is None else {self.weights.sha256: str(self.weights.path)}
         return own | ({} if self.base is None else self.base.weights_files())
 
+    @property
+    def weights_ids(self) -> list[str]:
+        """``weights_id`` of all that it is made of, its own first."""
+        own = [] if self.weights_id is None else [self.weights_id]
+        return own + ([] if self.base is None else self.base.weights_ids)
+
     def build(self) -> nn.Module:
         """The module, in evaluation mode. Raises PluginError where the factory returns something else."""
-        if self.base is not None:
-            module = self.instance(self.info, self.base.build())
+        path = None if self.weights is None else self.weights.path
+        if self.base is None:
+            module = self.instance(self.info, path)
+        elif self.declared.kind == "fitted":
+            module = self.instance(self.info, self.base.build(), path)
         else:
-            module = self.instance(self.info, None if self.weights is None else self.weights.path)
+            module = self.instance(self.info, self.base.build())
         from torch import nn
 
         if not isinstance(module, nn.Module):
             raise PluginError(
                 f"defense {self.entry.id} of {self.entry.distribution} built {type(module).__name__}, not a torch.nn.Module",
-                hint="its factory is called as (info, weights), a wrapper's as (info, base), and returns the module",
+                hint="its factory is called as (info, weights), a wrapper's as (info, base), a fitted one's as (info, base, "
+                "weights), and returns the module",
             )
         return module.eval()
 
@@ -255,21 +261,6 @@ def resolve_defense(
     Raises MissingWeights, and UsageError where the defense does not work on this data set.
     """
     return _with_weights(registry, resolve(registry, "defense", text), info, dict(given or {}), (), dataset)
-
-
-def resolve_parts(registry: Registry, found: Resolved, info: DatasetInfo, dataset: str = "") -> dict[str, Resolved]:
-    """What a trained defense is trained with: ``method``, which it is around, and ``teacher``, a defense with its weights.
-
-    dataset: see ``resolve_defense``, which says what is raised, too.
-    """
-    parts: dict[str, Resolved] = {}
-    inner = inner_method(registry, found)
-    if inner is not None:
-        parts["method"] = inner
-    teacher = getattr(found.instance, "teacher", None)
-    if isinstance(teacher, str):
-        parts["teacher"] = resolve_defense(registry, teacher, info, dataset=dataset)
-    return parts
 
 
 def defense_from_spec(
@@ -308,30 +299,42 @@ def _with_weights(
             f"defense {found.label} works on {', '.join(declared.datasets)}, not on {info.name}",
             hint=f"rbl show {found.entry.id}",
         )
+    base = wrapped(registry, found, info, given, inside, dataset) if declared.kind in WRAPPING else None
     if declared.kind == "wrapper":
-        base = getattr(found.instance, "base", None)
-        if not isinstance(base, str):
-            raise PluginError(
-                f"wrapper {found.entry.id} of {found.entry.distribution} has no parameter 'base'",
-                hint="give its dataclass a field base: str, the id of the defense to wrap",
-            )
-        if found.label in inside:
-            raise PluginError(
-                f"wrapper {found.label} wraps itself: {' in '.join([found.label, *reversed(inside)])}",
-                hint=f"name another base: {found.entry.spec.name}[base=...]",
-            )
-        wrapped = _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label), dataset)
-        return ResolvedDefense(found.entry, found.instance, found.label, info, base=wrapped)
+        return ResolvedDefense(found.entry, found.instance, found.label, info, base=base)
+    inner = inner_method(registry, found)
     try:
-        weights = find_weights(
-            found.entry, found.instance, info.name, given=given.get(found.label), home=rbl_home(), selector=dataset
-        )
+        path, home, parts = given.get(found.label), rbl_home(), _parts(inner, base)
+        weights = find_weights(found.entry, found.instance, info.name, given=path, home=home, selector=dataset, parts=parts)
     except MissingWeights:
-        if declared.kind == "trained":
+        if declared.kind in TRAINABLE:
             raise
         weights = None
-    inner = inner_method(registry, found)
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, method=inner)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base, inner)
+
+
+def wrapped(
+    registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path], inside: tuple[str, ...], dataset: str
+) -> ResolvedDefense:
+    """What a wrapper wraps: the defense of its field ``base``, with its weights."""
+    base = getattr(found.instance, "base", None)
+    if not isinstance(base, str):
+        raise PluginError(
+            f"wrapper {found.entry.id} of {found.entry.distribution} has no parameter 'base'",
+            hint="give its dataclass a field base: str, the id of the defense to wrap",
+        )
+    if found.label in inside:
+        raise PluginError(
+            f"wrapper {found.label} wraps itself: {' in '.join([found.label, *reversed(inside)])}",
+            hint=f"name another base: {found.entry.spec.name}[base=...]",
+        )
+    return _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label), dataset)
+
+
+def _parts(inner: Resolved | None, base: ResolvedDefense | None) -> dict[str, dict[str, Any]]:
+    """What must not have changed since weights were trained: the version of the method inside, the weights of the base."""
+    method = {} if inner is None else {"method": {"id": inner.entry.id, "version": inner.entry.spec.version}}
+    return method | ({} if base is None else {"base": {"weights": base.weights_ids}})
 
 
 def state_hash(module: nn.Module) -> str:

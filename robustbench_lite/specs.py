@@ -20,7 +20,10 @@ UNRESTRICTED = "unrestricted"
 NORMS = (*BALLS, "union", UNRESTRICTED)
 ACCESS = ("gradient", "scores", "decision", "transfer", "none")
 GOALS = ("fixed-budget", "minimal-norm")
-DEFENSE_KINDS = ("trained", "wrapper", "pretrained")
+DEFENSE_KINDS = ("trained", "wrapper", "fitted", "pretrained")
+# Those with a parameter ``base``, and those whose weights ``rbl train`` makes.
+WRAPPING = ("wrapper", "fitted")
+TRAINABLE = ("trained", "fitted")
 FIDELITIES = ("official-match", "paper-formula", "reconstruction")
 SCOPES = ("cell", "defense", "model")
 DIRECTIONS = ("higher", "lower", "none")
@@ -116,7 +119,8 @@ class DefenseSpec(Spec):
     """A defense: ``factory(**parameters)`` builds a model with logits out for images in [0, 1].
 
     kind: ``trained`` (``rbl train`` makes its weights; see ``robustbench_lite.training``), ``wrapper`` (has a parameter
-    ``base``, the id of another defense) or ``pretrained`` (brings its weights). stochastic: two passes over one input may
+    ``base``, the id of another defense), ``fitted`` (a wrapper with weights of its own, which ``rbl train`` fits to its base)
+    or ``pretrained`` (brings its weights). stochastic: two passes over one input may
     differ. differentiable: False where autograd gives no useful gradient; the module then has a method ``surrogate(x)``
     that does (BPDA), or the spec says surrogate=False and gradient attacks are skipped with that reason.
     rejects: logits have one more column than there are classes, and the last means "refuse to answer".

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from robustbench_lite.registry import Entry
 
 
+Parts = Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """A file of weights. origin: ``given``, ``trained here``, ``shipped`` or ``downloaded``."""
@@ -58,23 +61,32 @@ def trained_path(entry: Entry, instance: object, dataset: str, home: Path) -> Pa
 
 
 def find_weights(
-    entry: Entry, instance: object, dataset: str, *, given: Path | None, home: Path, selector: str = ""
+    entry: Entry,
+    instance: object,
+    dataset: str,
+    *,
+    given: Path | None,
+    home: Path,
+    selector: str = "",
+    parts: Parts | None = None,
 ) -> WeightsFile:
     """The weights of a defense (with its parameters) for a data set by its short name. selector: as a person asks for it.
+
+    parts: what its model card must say of the method or the base that it was trained with.
 
     Raises MissingWeights with the command that makes them, and UsageError for a file that does not fit.
     """
     if given is not None:
         if not given.is_file():
             raise UsageError(f"no weights file {given} for {entry.id}", hint="--weights DEFENSE=FILE names an existing file")
-        return _checked(given, "given", entry, instance, dataset)
+        return _checked(given, "given", entry, instance, dataset, parts)
     for path, origin in _places(entry, instance, dataset, home):
         if path.is_file():
-            return _checked(path, origin, entry, instance, dataset)
+            return _checked(path, origin, entry, instance, dataset, parts)
     spec = entry.spec
     if isinstance(spec, DefenseSpec) and dataset in spec.weights:
         path = download(spec.weights[dataset], spec.weights_sha256[dataset], home)
-        return _checked(path, "downloaded", entry, instance, dataset)
+        return _checked(path, "downloaded", entry, instance, dataset, parts)
     label = parameters.label(entry.spec.name, type(instance), instance)
     shown, wanted = (f"'{text}'" if "[" in text else text for text in (label, selector or dataset))
     raise MissingWeights(f"{label} has no weights for {dataset}", hint=f"rbl train {shown} --dataset {wanted}")
@@ -88,7 +100,7 @@ def _places(entry: Entry, instance: object, dataset: str, home: Path) -> Iterato
         yield shipped, "shipped"
 
 
-def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: str) -> WeightsFile:
+def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: str, parts: Parts | None = None) -> WeightsFile:
     card = read_card(path)
     if card:
         asked = parameters.resolved(instance)
@@ -114,6 +126,14 @@ def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: s
                 f"{path} was trained with other parameters than asked for: {trained}",
                 hint="ask for these parameters, or train with yours: rbl train",
             )
+        for name, now in (parts or {}).items():
+            then = card.get(name) or {}
+            changed = ", ".join(f"{key} {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key])
+            if changed:
+                raise UsageError(
+                    f"{path} was trained with a {name} that has changed since: {changed}",
+                    hint=f"rbl train '{parameters.label(entry.spec.name, type(instance), instance)}' --dataset {dataset}",
+                )
     return WeightsFile(path, file_hash(path), origin)
 
 

@@ -26,6 +26,7 @@ from robustbench_lite.training import (
     TrainedDefense,
     augment,
     craft,
+    identity,
     in_mode,
     model_card,
     train,
@@ -205,7 +206,7 @@ def test_no_training_split_or_next_to_none_is_missing_data() -> None:
 
 def test_the_card_says_what_made_the_weights(tmp_path: Path) -> None:
     result = train(Plain(settings=Recipe(epochs=2, batch_size=16, eps=0.1)), bundle(100), seed=7)
-    card = model_card("lab/plain", 3, {"width": 4}, bundle(100), 7, result)
+    card = model_card(identity("lab/plain", 3, {"width": 4}, bundle(100), 7, recipe=result.recipe), result)
     assert (card["defense"], card["version"], card["seed"], card["parameters"]) == ("lab/plain", 3, 7, {"width": 4})
     assert card["dataset"] == {"name": "halves", "fingerprint": "halves 100 0"}
     assert card["recipe"]["epochs"] == 2

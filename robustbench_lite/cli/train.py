@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lite.cli.app import App, json_option, print_json, warn
+from robustbench_lite.cli.train_progress import TrainingProgress, measured
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError
-from robustbench_lite.specs import DefenseSpec
+from robustbench_lite.specs import TRAINABLE, DefenseSpec
 
 if TYPE_CHECKING:
+    from robustbench_lite.data import DatasetBundle, DatasetInfo
+    from robustbench_lite.ingredients import Ingredients
     from robustbench_lite.registry import Registry
     from robustbench_lite.resolve import Resolved
-    from robustbench_lite.training import TrainedDefense
-
-# How many lines of progress a training run prints.
-PROGRESS_LINES = 10
+    from robustbench_lite.training import Checkpoint, FittedDefense, Recipe, TrainedDefense, TrainingResult
 
 
 @click.command("train")
@@ -31,6 +30,17 @@ PROGRESS_LINES = 10
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads [all cores]; weights are the same for the same number."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16", "fp16"]),
+    default="float32",
+    show_default=True,
+    help="bf16 and fp16: mixed precision, on a GPU.",
+)
+@click.option(
+    "--resume", "start", flag_value="resume", help="Go on from the checkpoint of an interrupted run, if there is one."
+)
+@click.option("--restart", "start", flag_value="restart", help="Start over although there is a checkpoint.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets [RBL_DATA, or ./data].")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write [below RBL_HOME].")
 @json_option
@@ -43,6 +53,8 @@ def command(
     seed: int,
     device: str,
     threads: int | None,
+    precision: str,
+    start: str | None,
     data: Path | None,
     out: Path | None,
     as_json: bool,
@@ -50,17 +62,19 @@ def command(
     """Train DEFENSE and keep its weights where rbl run finds them.
 
     Weights are kept by defense, hyperparameters and data set, so that variants such as 'pgd-at[eps=0.1]' live side by side.
-    Training again overwrites them. A file written with --out is used by rbl run --weights DEFENSE=FILE.
+    Training again overwrites them. A file written with --out is used by rbl run --weights DEFENSE=FILE. A checkpoint is
+    written beside them after each epoch, and removed at the end.
     """
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"--out {out} is no .safetensors file", hint=f"--out {out.with_suffix('.safetensors')}")
     registry = app.registry()
-    found, trained = find_trained(registry, defense, settings)
+    found = find_trained(registry, defense, settings)
 
     from robustbench_lite.executors.slots import find_slots
-    from robustbench_lite.resolve import ResolvedDefense, resolve_dataset, resolve_parts
+    from robustbench_lite.ingredients import find_ingredients
+    from robustbench_lite.resolve import resolve_dataset
     from robustbench_lite.runner import prepare_torch
-    from robustbench_lite.training import model_card, train
+    from robustbench_lite.training import Checkpoint, identity, model_card
     from robustbench_lite.weights import rbl_home, save_weights, trained_path
 
     where = find_slots(device, 1, 1)[0]
@@ -68,26 +82,40 @@ def command(
     declared = found.entry.spec
     if isinstance(declared, DefenseSpec) and declared.datasets and chosen.info.name not in declared.datasets:
         raise UsageError(f"{found.label} works on {', '.join(declared.datasets)}, not on {chosen.info.name}")
-    parts = resolve_parts(registry, found, chosen.info, dataset)
-    teacher = parts.get("teacher")
+    ingredients = find_ingredients(registry, found, chosen.info, dataset)
     prepare_torch(where.device, threads)
-    began = time.monotonic()
-    warn(f"training {found.label} on {chosen.label} with seed {seed} on {where.device}")
-    result = train(
-        trained,
-        chosen.bundle,
-        seed=seed,
-        device=where.device,
-        teacher=teacher.build() if isinstance(teacher, ResolvedDefense) else None,
-        progress=_print_progress(began),
-    )
     path = out or trained_path(found.entry, found.instance, chosen.info.name, rbl_home())
-    card = model_card(found.entry.id, declared.version, found.parameters, chosen.bundle, seed, result, _identities(parts))
-    digest = save_weights(path, result.module.state_dict(), card)
+    made_of = identity(
+        found.entry.id,
+        declared.version,
+        found.parameters,
+        chosen.bundle,
+        seed,
+        recipe=recipe_of(found.instance, chosen.info),
+        parts=ingredients.to_json(),
+        device=where.device,
+        precision=precision,
+    )
+    checkpoint = Checkpoint(path.with_suffix(".checkpoint"), made_of)
+    if checkpoint.path.exists() and start is None:
+        raise UsageError(
+            f"an earlier training run left {checkpoint.path}, or one is at work on it now",
+            hint="--resume goes on from there, --restart starts over",
+        )
+    warn(f"training {found.label} on {chosen.label} with seed {seed} on {where.device}")
+    with TrainingProgress() as progress:
+        result, state = _train(
+            found.instance, chosen.bundle, ingredients, made_of, where.device, checkpoint, start == "resume", progress.show
+        )
+    card = model_card(made_of, result)
+    digest = save_weights(path, state, card)
+    checkpoint.remove()
+    if card["overfit"]:
+        warn("one step of attack stopped at far more accuracy than ten: catastrophic overfitting; see the card's history")
     if as_json:
         print_json({"path": str(path), "sha256": digest, "card": card})
         return 0
-    click.echo(f"{found.label} on {chosen.label}: {_measured(result.metrics)} on {card['held_out']['n']} held-out examples")
+    click.echo(f"{found.label} on {chosen.label}: {measured(result.metrics)} on {card['held_out']['n']} held-out examples")
     click.echo(f"weights: {path}")
     shown = f"'{found.label}'" if "[" in found.label else found.label
     given = f" --weights {shown}={path}" if out is not None else ""
@@ -95,7 +123,47 @@ def command(
     return 0
 
 
-def find_trained(registry: Registry, text: str, settings: tuple[str, ...]) -> tuple[Resolved, TrainedDefense]:
+def _train(
+    defense: TrainedDefense | FittedDefense,
+    bundle: DatasetBundle,
+    ingredients: Ingredients,
+    made_of: Mapping[str, Any],
+    device: str,
+    checkpoint: Checkpoint,
+    resume: bool,
+    progress: Callable[[dict[str, float]], None],
+) -> tuple[TrainingResult, Mapping[str, Any]]:
+    """The result, and the state to keep: with epochs, or at once for what is fitted."""
+    from robustbench_lite.training import FittedDefense, fit, train
+
+    if isinstance(defense, FittedDefense):
+        if ingredients.base is None:
+            raise PluginError(
+                f"{type(defense).__name__} is declared kind='trained' and is fitted", hint="declare kind='fitted'"
+            )
+        return fit(defense, bundle, ingredients.base.build(), seed=made_of["seed"], device=device)
+    result = train(
+        defense,
+        bundle,
+        seed=made_of["seed"],
+        device=device,
+        precision=made_of["precision"],
+        teacher=None if ingredients.teacher is None else ingredients.teacher.build(),
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+    return result, result.module.state_dict()
+
+
+def recipe_of(instance: TrainedDefense | FittedDefense, info: DatasetInfo) -> Recipe | None:
+    """The recipe of what is trained in epochs."""
+    from robustbench_lite.training import TrainedDefense
+
+    return instance.recipe(info) if isinstance(instance, TrainedDefense) else None
+
+
+def find_trained(registry: Registry, text: str, settings: tuple[str, ...]) -> Resolved:
     """The defense to train, with ``--set`` added to the selector's parameters.
 
     Raises UsageError for a defense that is not trained, InvalidParameter for what does not fit.
@@ -104,20 +172,22 @@ def find_trained(registry: Registry, text: str, settings: tuple[str, ...]) -> tu
 
     found = resolve(registry, "defense", text, dict(_assignment(setting) for setting in settings))
     spec = found.entry.spec
-    if isinstance(spec, DefenseSpec) and spec.kind == "wrapper":
+    if not isinstance(spec, DefenseSpec):
+        raise PluginError(f"{found.entry.id} is not a defense")
+    if spec.kind == "wrapper":
         base = getattr(found.instance, "base", "")
         raise UsageError(f"{found.label} wraps another defense and has no weights of its own", hint=f"rbl train {base}")
-    if isinstance(spec, DefenseSpec) and spec.kind != "trained":
+    if spec.kind not in TRAINABLE:
         raise UsageError(f"{found.label} brings its own weights: there is nothing to train", hint=f"rbl show {found.entry.id}")
 
-    from robustbench_lite.training import TrainedDefense
+    from robustbench_lite.training import FittedDefense, TrainedDefense
 
-    if not isinstance(found.instance, TrainedDefense):
+    if not isinstance(found.instance, (TrainedDefense, FittedDefense)):
         raise PluginError(
-            f"defense {found.entry.id} of {found.entry.distribution} is declared kind='trained' and is no TrainedDefense",
-            hint="derive its dataclass from robustbench_lite.TrainedDefense",
+            f"defense {found.entry.id} of {found.entry.distribution} is declared {spec.kind} and is none that can be trained",
+            hint="derive its dataclass from robustbench_lite.TrainedDefense, or a fitted one's from FittedDefense",
         )
-    return found, found.instance
+    return found
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -127,28 +197,5 @@ def _assignment(text: str) -> tuple[str, Any]:
     return key.strip(), value.strip()
 
 
-def _print_progress(began: float) -> Any:
-    def show(epoch: dict[str, float]) -> None:
-        number, total = int(epoch["epoch"]), int(epoch["epochs"])
-        if number * PROGRESS_LINES // total == (number - 1) * PROGRESS_LINES // total:
-            return
-        left = (time.monotonic() - began) / number * (total - number)
-        warn(f"epoch {number}/{total}: loss {epoch['loss']:.3f}, {_measured(epoch)}, {left:.0f} s left")
-
-    return show
-
-
-def _measured(metrics: dict[str, float]) -> str:
-    found = f"clean {metrics['clean']:.1%}"
-    return found + (f", under PGD {metrics['robust']:.1%}" if "robust" in metrics else "")
-
-
 def _quoted(text: str) -> str:
     return f"'{text}'" if "[" in text else text
-
-
-def _identities(parts: Mapping[str, Resolved]) -> dict[str, Any]:
-    """What the card says of the method inside and of the teacher."""
-    from robustbench_lite.resolve import ResolvedDefense
-
-    return {name: part.spec() if isinstance(part, ResolvedDefense) else part.identity() for name, part in parts.items()}

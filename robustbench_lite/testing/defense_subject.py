@@ -18,7 +18,7 @@ from robustbench_lite.errors import MissingData, MissingWeights, RblError
 from robustbench_lite.registry import Registry
 from robustbench_lite.request import default_data
 from robustbench_lite.resolve import ResolvedDefense, inner_method, resolve, resolve_dataset, resolve_defense
-from robustbench_lite.specs import DefenseSpec
+from robustbench_lite.specs import WRAPPING, DefenseSpec
 from robustbench_lite.testing.checks import Skipped, Subject
 
 N = 16
@@ -164,6 +164,6 @@ def _without_weights(registry: Registry, selector: str, info: DatasetInfo) -> Re
     found = resolve(registry, "defense", selector)
     spec = found.entry.spec
     base = None
-    if isinstance(spec, DefenseSpec) and spec.kind == "wrapper":
+    if isinstance(spec, DefenseSpec) and spec.kind in WRAPPING:
         base = _without_weights(registry, str(found.instance.base), info)
     return ResolvedDefense(found.entry, found.instance, found.label, info, None, base, inner_method(registry, found))

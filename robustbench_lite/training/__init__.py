@@ -9,24 +9,32 @@ augmentation, monitoring and determinism are here. The same seed, data and numbe
 ``update``   the optimiser's side of a step; running averages of weights
 ``loop``     the loop itself
 ``watch``    what is measured after each epoch
-``card``     the model card
+``split``    what is trained on and what is held out
+``result``   what came of a run; ``card``: the model card; ``checkpoint``: what resume needs
+``fitted``   defenses that are fitted to a base at once, without epochs
 """
 
 from __future__ import annotations
 
 from robustbench_lite.training.augment import augment
-from robustbench_lite.training.card import model_card
+from robustbench_lite.training.card import identity, model_card
+from robustbench_lite.training.checkpoint import Checkpoint
 from robustbench_lite.training.craft import craft, in_mode, keeping_buffers
 from robustbench_lite.training.defense import Around, TrainedDefense, parameter_groups
-from robustbench_lite.training.loop import HELD_OUT, TrainingResult, train
+from robustbench_lite.training.fitted import FittedDefense, fit
+from robustbench_lite.training.loop import train
 from robustbench_lite.training.recipe import Context, Recipe, Run
+from robustbench_lite.training.result import TrainingResult
+from robustbench_lite.training.split import HELD_OUT
 from robustbench_lite.training.update import Precision, Update
 from robustbench_lite.training.watch import accuracy
 
 __all__ = [
     "HELD_OUT",
     "Around",
+    "Checkpoint",
     "Context",
+    "FittedDefense",
     "Precision",
     "Recipe",
     "Run",
@@ -36,6 +44,8 @@ __all__ = [
     "accuracy",
     "augment",
     "craft",
+    "fit",
+    "identity",
     "in_mode",
     "keeping_buffers",
     "model_card",

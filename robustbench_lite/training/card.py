@@ -12,39 +12,50 @@ from typing import Any
 import torch
 
 from robustbench_lite.data import DatasetBundle
-from robustbench_lite.training.loop import TrainingResult
+from robustbench_lite.training.recipe import Recipe
+from robustbench_lite.training.result import TrainingResult
 
 
-def model_card(
+def identity(
     defense_id: str,
     version: int,
     parameters: Mapping[str, Any],
     bundle: DatasetBundle,
     seed: int,
-    result: TrainingResult,
+    *,
+    recipe: Recipe | None = None,
     parts: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> dict[str, Any]:
-    """What is written with the weights: everything that made them, and how they did on the held-out examples.
-
-    parts: what else had a hand in them: the identity of the method inside this one, the teacher with its weights.
+    """All that decides the weights, as JSON. parts: what else had a hand in them: the method inside this one, a teacher, a
+    base, with their weights.
     """
-    return dict(parts or {}) | {
+    found = dict(parts or {}) | {
         "format": 1,
         "defense": defense_id,
         "version": version,
         "parameters": dict(parameters),
-        "recipe": json.loads(json.dumps(asdict(result.recipe))),
+        "recipe": None if recipe is None else asdict(recipe),
         "dataset": {"name": bundle.info.name, "fingerprint": bundle.fingerprint},
         "seed": seed,
-        "held_out": {"n": result.held_out, **result.metrics},
-        "epochs": {"kept": result.kept, "last": _measured(result.history[-1]), "best": _measured(result.best)},
-        "history": [{k: v if isinstance(v, bool) else round(v, 4) for k, v in epoch.items()} for epoch in result.history],
-        "overfit": any(bool(epoch.get("overfit")) for epoch in result.history),
-        "device": result.device,
-        "precision": result.precision,
+        "device": torch.device(device).type,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "packages": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("robustbench-lite", "torch", "numpy")},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+def model_card(identity: Mapping[str, Any], result: TrainingResult) -> dict[str, Any]:
+    """What is written with the weights: what made them, and how they did on the held-out examples, epoch by epoch."""
+    return dict(identity) | {
+        "held_out": {"n": result.held_out, **result.metrics},
+        "epochs": {"kept": result.kept, "last": _measured(result.history[-1]), "best": _measured(result.best)},
+        "overfit": any(bool(epoch.get("overfit")) for epoch in result.history),
+        "history": [{k: v if isinstance(v, bool) else round(v, 4) for k, v in epoch.items()} for epoch in result.history],
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from robustbench_lite.data import DatasetInfo
+from robustbench_lite.data import DatasetInfo, MapDataset
 from robustbench_lite.errors import PluginError
 from robustbench_lite.training.recipe import Context, Recipe
 from robustbench_lite.weights import load_into
@@ -27,6 +27,8 @@ class TrainedDefense(ABC):
 
     A field ``teacher: str`` names another defense, by a selector: it is found with its weights, and is ``context.teacher``
     while this one is trained. It is not part of what is deployed.
+
+    What a hook changes in the model must be in its state dict, which is what a resumed run restores, or be done in every epoch.
 
     A parameter that weight decay must spare is declared by the module that owns it: an attribute ``no_decay`` with the names
     of its own parameters.
@@ -57,6 +59,12 @@ class TrainedDefense(ABC):
         By default all parameters of both modules, without weight decay where ``no_decay`` says so.
         """
         return parameter_groups(model, *([] if auxiliary is None else [auxiliary]))
+
+    def extra_data(self, context: Context) -> MapDataset | None:
+        """Examples to train on besides the split's own, for recipes with an ``extra_share``: generated ones, fitted to
+        ``context.examples``, or more images with the teacher's labels. Asked once, at the start.
+        """
+        return None
 
     def begin_epoch(self, model: nn.Module, context: Context) -> None:  # noqa: B027 (a hook)
         """Before the first batch of an epoch (``context.epoch`` is whole): measure, alternate, or, in epoch 0, initialise."""
@@ -121,6 +129,9 @@ class Around(TrainedDefense):
 
     def parameter_groups(self, model: nn.Module, auxiliary: nn.Module | None) -> Iterable[dict[str, Any]]:
         return self.inner.parameter_groups(model, auxiliary)
+
+    def extra_data(self, context: Context) -> MapDataset | None:
+        return self.inner.extra_data(context)
 
     def begin_epoch(self, model: nn.Module, context: Context) -> None:
         self.inner.begin_epoch(model, context)

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite.data import DatasetBundle, MapDataset, fetch
-from robustbench_lite.errors import MissingData
+from robustbench_lite.data import DatasetBundle, fetch
+from robustbench_lite.errors import PluginError
 from robustbench_lite.training.augment import augment
+from robustbench_lite.training.checkpoint import Checkpoint
 from robustbench_lite.training.defense import TrainedDefense
-from robustbench_lite.training.recipe import Context, Recipe, Run
+from robustbench_lite.training.recipe import Context, Run
+from robustbench_lite.training.result import TrainingResult, goodness
+from robustbench_lite.training.split import Split, training_split
 from robustbench_lite.training.update import Average, Precision, Update
 from robustbench_lite.training.watch import OVERFIT_IMAGES, overfitting, watch
-
-# Examples of the training split that are held out, to watch clean and robust accuracy without touching the test split: so many,
-# but no more than a fifth of it.
-HELD_OUT = 128
-SMALLEST_SPLIT = 10
-
-
-@dataclass
-class TrainingResult:
-    """A trained module. held_out: how many examples were kept from training to watch it. history: per epoch.
-
-    kept: the epoch, counted from 1, whose weights these are.
-    """
-
-    module: nn.Module
-    recipe: Recipe
-    held_out: int
-    history: list[dict[str, float]] = field(default_factory=list)
-    kept: int = 0
-    device: str = "cpu"
-    precision: Precision = "float32"
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Of the epoch that was kept: the training loss, and the accuracies on the held-out examples: clean, and robust
-        (PGD-10 at the recipe's eps and norm, where it has one); and what the defense logged.
-        """
-        return {k: v for k, v in self.history[self.kept - 1].items() if k != "epoch"}
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The epoch with the best held-out robust accuracy (ties by the clean one, then the later)."""
-        return max(self.history, key=_goodness)
-
-
-def _goodness(epoch: Mapping[str, float]) -> tuple[float, float, float]:
-    return epoch.get("robust", 0.0), epoch["clean"], epoch["epoch"]
 
 
 def train(
@@ -63,29 +29,29 @@ def train(
     device: str = "cpu",
     precision: Precision = "float32",
     teacher: nn.Module | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> TrainingResult:
-    """Train a defense. teacher: the trained module that its field ``teacher`` names. progress: told of each epoch: epoch,
-    epochs, loss, clean, robust.
+    """Train a defense.
+
+    teacher: the trained module that its field ``teacher`` names. checkpoint: written after each epoch. resume: go on from it,
+    where there is one. progress: told of each epoch: epoch, epochs, loss, clean, robust.
 
     Raises MissingData where the data set has no training split, or one of fewer than ten examples; RblError where the loss is
-    not finite.
+    not finite; UsageError for a checkpoint that does not fit.
     """
-    data = bundle.train
-    if data is None:
-        raise MissingData(
-            f"data set {bundle.info.name} has no training split", hint="give it one (x_train and y_train), or other weights"
-        )
-    if len(data) < SMALLEST_SPLIT:
-        raise MissingData(
-            f"the training split of {bundle.info.name} has {len(data)} examples",
-            hint=f"give it at least {SMALLEST_SPLIT}, or other weights",
-        )
+    training_split(bundle)
+    state = checkpoint.read() if checkpoint is not None and resume else None
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        training = _Training(defense, bundle, data, device, precision, teacher)
-        for _ in range(training.recipe.epochs):
+        training = _Training(defense, bundle, device, precision, teacher)
+        if state is not None:
+            training.load_state_dict(state)
+        while len(training.history) < training.recipe.epochs:
             training.epoch()
+            if checkpoint is not None:
+                checkpoint.write(training.state_dict())
             if progress is not None:
                 progress({**training.history[-1], "epochs": training.recipe.epochs})
         return training.result()
@@ -95,63 +61,68 @@ class _Training:
     """One run of training, and all of its state."""
 
     def __init__(
-        self,
-        defense: TrainedDefense,
-        bundle: DatasetBundle,
-        data: MapDataset,
-        device: str,
-        precision: Precision,
-        teacher: nn.Module | None,
+        self, defense: TrainedDefense, bundle: DatasetBundle, device: str, precision: Precision, teacher: nn.Module | None
     ) -> None:
-        self.defense, self.data, self.device, self.precision = defense, data, device, precision
+        self.defense, self.device = defense, device
         self.recipe = recipe = defense.recipe(bundle.info)
         self.module = defense.architecture(bundle.info).to(device)
         auxiliary = defense.auxiliary(self.module, bundle.info)
         auxiliary = None if auxiliary is None else auxiliary.to(device)
-        order = torch.randperm(len(data))
-        self.held_out = min(HELD_OUT, len(order) // 5)
-        watched, self.rest = order[: self.held_out], order[self.held_out :]
-        self.watched = self._fetch(watched)
+        self.split = Split(bundle, device)
         self.update = Update(defense.parameter_groups(self.module, auxiliary), recipe, device, precision)
-        self.average: Average | None = None
         if teacher is not None:
             teacher = teacher.to(device).eval().requires_grad_(False)
-        self.run = Run(teacher, auxiliary, lambda n: self._fetch(self.rest[:n]))
+        self.run = Run(teacher, auxiliary, self.split.examples, self.split.held_out)
         self.context = Context(0.0, recipe, bundle.info, run=self.run)
+        self.extra = defense.extra_data(self.context) if recipe.extra_share else None
+        if recipe.extra_share and not self.extra:
+            raise PluginError(
+                f"{type(defense).__name__} wants a share of {recipe.extra_share:g} of extra data and brings none",
+                hint="return a map-style data set from its method extra_data",
+            )
+        self.average: Average | None = None
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] = {}
+        self.best: dict[str, Tensor] = {}
         self.steps = 0
-
-    def _fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = fetch(self.data, indices.tolist())
-        return x.to(self.device), y.to(self.device)
 
     def epoch(self) -> None:
         """One pass over the training examples, and what is measured after it."""
         number, recipe = len(self.history), self.recipe
+        self._training_mode()
+        self.defense.begin_epoch(self.module, replace(self.context, epoch=float(number), step=self.steps, _kept={}))
+        self._training_mode()
+        if self.average is None and recipe.ema:
+            self.average = Average(self.module, recipe.ema)
+        shuffled = self.split.rest[torch.randperm(len(self.split.rest))]
+        size = recipe.batch_size - self._extra_rows
+        count = max(1, len(shuffled) // size)  # batch norm wants no small rest
+        for i in range(count):
+            self._batch(shuffled[i * size : (i + 1) * size], number + i / count)
+        logged = {name: sum(values) / len(values) for name, values in self.run.logged.items()}
+        self.run.logged.clear()
+        found = {"epoch": number + 1, "loss": self.update.mean_loss()} | logged
+        found |= watch(self._deployed, *self.split.held_out, recipe)
+        if recipe.overfitting and recipe.eps:
+            found |= overfitting(self.module, *self.split.examples(OVERFIT_IMAGES), recipe)
+        self.history.append(found)
+        if recipe.early_stop == "best-robust" and max(self.history, key=goodness) is found:
+            self.best = {name: value.detach().clone() for name, value in self._deployed.state_dict().items()}
+
+    def _training_mode(self) -> None:
         self.module.train()
         if self.run.auxiliary is not None:
             self.run.auxiliary.train()
-        self.defense.begin_epoch(self.module, replace(self.context, epoch=float(number), step=self.steps, _kept={}))
-        self.module.train()
-        if self.average is None and recipe.ema:
-            self.average = Average(self.module, recipe.ema)
-        shuffled = self.rest[torch.randperm(len(self.rest))]
-        count = max(1, len(self.rest) // recipe.batch_size)  # batch norm wants no small rest
-        for i in range(count):
-            self._batch(shuffled[i * recipe.batch_size : (i + 1) * recipe.batch_size], number + i / count)
-        loss, logged = self.update.mean_loss(), self.run.logged
-        found = {"epoch": number + 1, "loss": loss} | {name: sum(values) / len(values) for name, values in logged.items()}
-        logged.clear()
-        found |= watch(self._deployed, *self.watched, recipe)
-        if recipe.overfitting and recipe.eps:
-            found |= overfitting(self.module, *self.context.examples(OVERFIT_IMAGES), recipe)
-        self.history.append(found)
-        if recipe.early_stop == "best-robust" and max(self.history, key=_goodness) is found:
-            self.best = {name: value.detach().clone() for name, value in self._deployed.state_dict().items()}
+
+    @property
+    def _extra_rows(self) -> int:
+        return round(self.recipe.extra_share * self.recipe.batch_size)
 
     def _batch(self, index: Tensor, now: float) -> None:
-        x, y = fetch(self.data, index.tolist())
+        x, y = fetch(self.split.data, index.tolist())
+        if self.extra is not None:
+            drawn = torch.randint(len(self.extra), (self._extra_rows,))
+            x, y = (torch.cat(pair) for pair in zip((x, y), fetch(self.extra, drawn.tolist()), strict=True))
+            index = torch.cat([index, torch.full_like(drawn, -1)])
         x, y = augment(x, shift=self.recipe.shift, flip=self.recipe.flip).to(self.device), y.to(self.device)
         context = replace(self.context, epoch=now, index=index.to(self.device), step=self.steps, _kept={})
         self.update.at(now)
@@ -171,7 +142,45 @@ class _Training:
         module, kept = self._deployed, len(self.history)
         if self.best:
             module.load_state_dict(self.best)
-            kept = int(max(self.history, key=_goodness)["epoch"])
-        return TrainingResult(
-            module.eval(), self.recipe, self.held_out, self.history, kept, device=self.device, precision=self.precision
-        )
+            kept = int(max(self.history, key=goodness)["epoch"])
+        return TrainingResult(module.eval(), self.recipe, len(self.split.held_out[1]), self.history, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch, with the states of the generators."""
+        return {
+            "module": self.module.state_dict(),
+            "auxiliary": None if self.run.auxiliary is None else self.run.auxiliary.state_dict(),
+            "update": self.update.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best": self.best,
+            "history": self.history,
+            "steps": self.steps,
+            "state": self.run.state,
+            "generator": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.startswith("cuda") else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another process was."""
+        self.module.load_state_dict(state["module"])
+        if self.run.auxiliary is not None:
+            self.run.auxiliary.load_state_dict(state["auxiliary"])
+        self.update.load_state_dict(state["update"])
+        if state["average"] is not None:
+            self.average = Average(self.module, self.recipe.ema)
+            self.average.load_state_dict(state["average"])
+        self.best, self.history, self.steps = state["best"], state["history"], state["steps"]
+        self.run.state.clear()
+        self.run.state.update(_moved(state["state"], self.device))
+        torch.set_rng_state(state["generator"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _moved(value: Any, device: str) -> Any:
+    """Tensors in nested dicts and lists, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return [_moved(item, device) for item in value] if isinstance(value, list) else value

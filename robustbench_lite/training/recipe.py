@@ -26,7 +26,7 @@ class Recipe:
 
     eps, norm: radius that the defense is trained for, and watched at, and its norm; 0 for none. ramp: share of the epochs
     over which it grows linearly from 0. shift: random translation by up to so many pixels (zero padding). flip: random
-    mirroring.
+    mirroring. extra_share: of each batch, for what the defense's ``extra_data`` brings; an epoch is a pass over the others.
 
     schedule: of the learning rate, whose peak is ``lr``: ``cosine`` to zero; ``step``, times ``decay`` after each of
     ``milestones`` (shares of the training); ``linear`` between ``points`` (share of the training, share of the peak), by
@@ -57,6 +57,7 @@ class Recipe:
     ramp: float = 0.25
     shift: int = 0
     flip: bool = False
+    extra_share: float = 0.0
     ema: float = 0.0
     early_stop: Literal["last", "best-robust"] = "last"
     overfitting: bool = False
@@ -70,8 +71,9 @@ class Run:
         teacher: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         examples: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.teacher, self.auxiliary, self.examples = teacher, auxiliary, examples
+        self.teacher, self.auxiliary, self.examples, self.held_out = teacher, auxiliary, examples, held_out
         self.state: dict[str, Any] = {}
         self.logged: dict[str, list[float]] = {}
 
@@ -118,6 +120,11 @@ class Context:
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
         """The same first n training examples whenever asked (fewer of a small split): as they are, on the device."""
         return _present(self.run.examples, "data", "call it in training")(n)
+
+    @property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Examples of the training split on which nothing is trained."""
+        return _present(self.run.held_out, "held-out data", "call it in training")
 
     def log(self, **values: Tensor | float) -> None:
         """Have the mean over the epoch of these numbers kept in the history: parts of a loss, what it was weighed by."""

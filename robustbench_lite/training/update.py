@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any, Literal
@@ -73,6 +74,15 @@ class Update:
         found = torch.autograd.grad(self._evaluated(loss), parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, and that of the loss scaling."""
+        return {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with another's state."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+
     def mean_loss(self) -> float:
         """The mean of the losses since this was last asked."""
         losses, self._losses = self._losses, []
@@ -90,10 +100,17 @@ class Average:
     """A running average of a module's parameters and floating-point buffers: see ``Recipe.ema``."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        import copy
-
         self.module, self._decay, self.updates = copy.deepcopy(module), decay, 0
         self.module.requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, and how many updates are in it."""
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with another's state."""
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
