@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from robustbench_lite.randomness import rand_like as rand_like
     from robustbench_lite.randomness import randn_like as randn_like
     from robustbench_lite.results import CellResult as CellResult
+    from robustbench_lite.results import Curve as Curve
     from robustbench_lite.results import MetricValue as MetricValue
     from robustbench_lite.surrogates import bpda as bpda
     from robustbench_lite.target import Target as Target
@@ -55,6 +56,7 @@ _LAZY = {
     "rand_like": "robustbench_lite.randomness:rand_like",
     "randn_like": "robustbench_lite.randomness:randn_like",
     "CellResult": "robustbench_lite.results:CellResult",
+    "Curve": "robustbench_lite.results:Curve",
     "MetricValue": "robustbench_lite.results:MetricValue",
     "Target": "robustbench_lite.target:Target",
     "mean_of_logits": "robustbench_lite.target:mean_of_logits",
@@ -71,6 +73,7 @@ __all__ = [
     "CellFailed",
     "CellResult",
     "CorruptResult",
+    "Curve",
     "Dataset",
     "DatasetBundle",
     "DatasetInfo",

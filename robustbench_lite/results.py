@@ -1,4 +1,4 @@
-"""What is stored of one cell, as metrics and leaderboards see it: numpy arrays, no torch, no model."""
+"""What is stored of one cell, and what is computed from it: numpy arrays and numbers, no torch, no model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from robustbench_lite.threat import Threat
 
@@ -71,3 +72,32 @@ class MetricValue:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """A quantity y over x with its 95 % band where there is one: arrays (k,), x strictly increasing, k >= 1.
+
+    step: ``y[i]`` holds from ``x[i]`` up to ``x[i + 1]`` and the last one for good; otherwise y was measured at these x only,
+    is joined by straight lines, and says nothing beyond the last. n: the number of examples behind every point.
+    """
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    low: npt.NDArray[np.float64] | None = None
+    high: npt.NDArray[np.float64] | None = None
+    step: bool = False
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {np.shape(each) for each in (self.x, self.y, self.low, self.high) if each is not None}
+        if len(shapes) != 1 or not len(self.x) or np.ndim(self.x) != 1 or (np.diff(self.x) <= 0).any():
+            raise ValueError("a curve has x, y and its band as vectors of one length, and its x increase")
+
+    def at(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """The y at each x, of the same shape; nan outside of what the curve covers."""
+        asked = np.asarray(x, dtype=np.float64)
+        if not self.step:
+            return np.asarray(np.interp(asked, self.x, self.y, left=np.nan, right=np.nan))
+        found = self.y[np.maximum(np.searchsorted(self.x, asked, side="right") - 1, 0)]
+        return np.where(asked < self.x[0], np.nan, found)

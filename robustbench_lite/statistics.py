@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, binomtest, chi2
+from scipy.stats import binom, binomtest, chi2, norm
 
 EXACT_UP_TO = 1000  # discordant pairs; beyond that the chi-squared approximation serves
 
@@ -28,6 +28,23 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1.
     """
     return _proportion(k, n, level, "wilson")
+
+
+def wilson_band(k: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The ends of ``wilson`` for many k at once, of the shape of ``k``: pointwise bands of curves.
+
+    Raises ValueError as ``wilson`` does.
+    """
+    _check_level(level)
+    counts = np.asarray(k, dtype=np.float64)
+    if n < 1 or (counts < 0).any() or (counts > n).any():
+        raise ValueError(f"counts of {n} examples lie between 0 and {n}, and there is at least one example")
+    z2 = float(norm.isf((1 - level) / 2)) ** 2
+    p = counts / n
+    middle = p + z2 / (2 * n)
+    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return np.where(counts == 0, 0.0, low), np.where(counts == n, 1.0, high)
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:

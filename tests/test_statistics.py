@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from robustbench_lite import statistics
-from robustbench_lite.statistics import bootstrap_median_interval, clopper_pearson, holm, mcnemar, median, wilson
+from robustbench_lite.statistics import bootstrap_median_interval, clopper_pearson, holm, mcnemar, median, wilson, wilson_band
 
 COUNTS = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -40,6 +40,22 @@ def test_wilson_is_its_formula():
     p = k / n
     centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert wilson(k, n) == pytest.approx(((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)), abs=1e-12)
+
+
+@given(COUNTS, st.floats(0.5, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_a_band_is_the_interval_at_each_count(counts, level):
+    k, n = counts
+    low, high = wilson_band([0, k, n], n, level)
+    expected = [wilson(each, n, level) for each in (0, k, n)]
+    assert low == pytest.approx([e.low for e in expected], abs=1e-12)
+    assert high == pytest.approx([e.high for e in expected], abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "n"), [([0], 0), ([3], 2), ([-1], 2)])
+def test_a_band_needs_counts_of_examples(k, n):
+    with pytest.raises(ValueError, match="counts of"):
+        wilson_band(k, n)
 
 
 @given(COUNTS)
