@@ -13,8 +13,14 @@ adv_pred            predicted class of the accepted point; ``clean_pred`` where 
 success             an accepted point exists (only for examples that were correct)
 size                its size in the threat's norm; inf where there is none
 linf, l2, l1, l0    its distance in each norm; 0 where there is none
+entropy             how evenly its squared change is spread over the image: normalised entropy, 1 where it is the same
+                    everywhere; 0 where there is none (AMUD of the delayed elastic-net attack)
+values, pixels      of how many numbers, and pixels, the image consists
 margin_clean/_adv   logit of y minus the best other: positive where correct
 p_clean, p_adv      probability of y
+logits_clean/_adv   (n, C) logits, of a stochastic defense log-probabilities, with a last column for "refuse" where it
+                    has one; up to 100 columns. Beyond that ``top5_clean/_adv`` (n, 5), the best classes, best first,
+                    and ``confidence_clean/_adv``, the largest probability
 clean_rate/adv_rate share of the judge's passes that answer y: 0 or 1 for a deterministic defense
 forwards, backwards, queries   what the attack spent; ``surrogate_forwards``, ``surrogate_backwards``: what it spent on
                     surrogates, where it has some
@@ -27,6 +33,7 @@ member              of an attack made of others: the number of the member that f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +45,10 @@ from robustbench_lite.deployed import Deployed, average, misclassified
 from robustbench_lite.errors import CellFailed
 from robustbench_lite.ledger import Ledger
 from robustbench_lite.results import REJECTED, SOURCES
-from robustbench_lite.threat import Threat
+from robustbench_lite.threat import Threat, in_portions
+
+# With more classes, logits would take more room than everything else that is stored.
+MOST_LOGITS = 100
 
 _ACCEPTED, _NOT_MISCLASSIFIED, _NOT_FINITE, _OUTSIDE_BOX, _OUTSIDE_THREAT, _WRONG_SHAPE, _NOTHING, _CLEAN_ERROR, _BAD_LOGITS = (
     range(len(REJECTED))
@@ -176,10 +186,15 @@ class Judge:
             "success": spread(success, False),
             "size": spread(size, float("inf")),
             **{norm: Threat(norm, float("inf")).size(self._x, x_adv) for norm in ("linf", "l2", "l1", "l0")},
+            "entropy": torch.where(spread(success, False), energy_entropy(self._x, x_adv), 0.0),
+            "values": torch.full_like(y, self._x[0].numel()),
+            "pixels": torch.full_like(y, math.prod(self._x.shape[2:])),
             "margin_clean": -losses.margin(self.clean.scores, y),
             "margin_adv": -losses.margin(adv_scores, y),
             "p_clean": self.clean.scores.softmax(1).gather(1, y[:, None])[:, 0],
             "p_adv": adv_scores.softmax(1).gather(1, y[:, None])[:, 0],
+            **_answers(self.clean.scores, "clean"),
+            **_answers(adv_scores, "adv"),
             "clean_rate": self.clean.rate,
             "adv_rate": adv_rate,
             "forwards": spread(ledger.forwards, 0),
@@ -190,6 +205,25 @@ class Judge:
             "unstable": spread(unstable, False),
         }
         return Verdict({name: values.cpu().numpy() for name, values in columns.items()}, x_adv)
+
+
+def energy_entropy(x: Tensor, x_adv: Tensor) -> Tensor:
+    """(n,) float64: entropy of the share that each value has in the squared change, over that of equal shares.
+
+    x, x_adv: (n, ...). Squares are clipped to [1e-8, 1 - 1e-8] first, so that no change at all counts as even.
+    """
+    if len(portions := in_portions(x, x_adv)) > 1:
+        return torch.cat([energy_entropy(*portion) for portion in portions])
+    square = (x_adv.double() - x.double()).flatten(1).square().clamp(1e-8, 1 - 1e-8)
+    share = square / square.sum(1, keepdim=True)
+    return -(share * share.log()).sum(1) / math.log(max(2, square.shape[1]))
+
+
+def _answers(scores: Tensor, when: str) -> dict[str, Tensor]:
+    """What is kept of scores (n, C), so that calibration and detection can be derived from it."""
+    if scores.shape[1] <= MOST_LOGITS:
+        return {f"logits_{when}": scores}
+    return {f"top5_{when}": scores.topk(5).indices, f"confidence_{when}": scores.softmax(1).amax(1)}
 
 
 def _validate(proposal: object, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:

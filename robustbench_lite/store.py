@@ -253,7 +253,12 @@ class _Shard:
     size: int
     sha256: str
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def fits(self, other: _Shard) -> bool:
+        """Whether the two can be joined: arrays of one type, where later versions may store more of them."""
+        mine, theirs = self._layout(), other._layout()
+        return mine.items() <= theirs.items() or theirs.items() <= mine.items()
+
+    def _layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (array.dtype.name, array.shape[1:]) for name, array in self.arrays.items()}
 
 
@@ -508,7 +513,7 @@ class Cell:
             raise CorruptResult(self.damage[-1], hint=RERUN) from error
 
     def _whole_shards(self) -> dict[int, _Shard]:
-        """All shards that are whole and hold the same arrays as the first, by number; others are set aside."""
+        """All shards that are whole and hold arrays like those of the first, by number; others are set aside."""
         shards: dict[int, _Shard] = {}
         for name in _names(self.folder):
             match = _SHARD.fullmatch(name)
@@ -519,7 +524,7 @@ class Cell:
                 arrays = _unpack(data, kind="shard", key=self.key, number=int(match[1]))
                 shard = _Shard(arrays=arrays, size=len(data), sha256=hashlib.sha256(data).hexdigest())
                 first = next(iter(shards.values()), shard)
-                if shard.layout() != first.layout():
+                if not shard.fits(first):
                     raise _Damaged("it holds other arrays than the shards before it")
             except _Damaged as error:
                 self._uncommit()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustbench_lite import CellFailed, Threat
 from robustbench_lite.deployed import Deployed
-from robustbench_lite.judge import Judge, Verdict
+from robustbench_lite.judge import Judge, Verdict, energy_entropy
 from robustbench_lite.ledger import Ledger
 from robustbench_lite.results import REJECTED, SOURCES
 from robustbench_lite.target import Target
@@ -171,3 +174,39 @@ def test_a_refused_adversarial_example_is_a_success_for_the_defense() -> None:
     ledger = Ledger(X[rows], Y[rows], Threat.parse("linf:0.2"), minimal=False, rejects=True, budget=None)
     verdict = judge.judge(ledger, proposal(0.52, 0.5, 0.45), Threat.parse("linf:0.2"))
     assert verdict.arrays["success"].tolist() == [False, False, True, False]  # 0.52 is refused, 0.45 is wrong and answered
+
+
+def test_logits_are_kept_of_few_classes_and_the_best_of_many() -> None:
+    verdict = judged(proposal(0.53, 0.38, 0.52))
+    clean = MODEL(X).detach().numpy()
+    assert np.array_equal(verdict.arrays["logits_clean"], clean)
+    assert verdict.arrays["logits_adv"][0] == pytest.approx([0.5, 0.53])
+    assert np.array_equal(verdict.arrays["logits_adv"][1:], clean[1:])
+    many = Linear(torch.linspace(-1, 1, 101)[:, None], torch.zeros(101))
+    deployed, y = Deployed(many, num_classes=101), torch.tensor([100, 100, 100, 0])
+    judge = Judge(deployed, X, y, torch.arange(4), passes=1, key="0")
+    ledger = Ledger(X[:3], y[:3], LINF, minimal=False, rejects=False, budget=None)
+    arrays = judge.judge(ledger, X[:3], LINF).arrays
+    assert "logits_clean" not in arrays
+    assert arrays["top5_clean"].tolist() == [[100, 99, 98, 97, 96]] * 4
+    assert arrays["confidence_adv"][:3] == pytest.approx(arrays["p_clean"][:3])
+
+
+def test_the_spread_of_a_change_is_its_normalised_entropy() -> None:
+    """Vectors of 192 values: .1 everywhere, half of them, and a single one of .5."""
+    x = torch.zeros(3, 3, 8, 8)
+    x_adv = x.clone()
+    x_adv[0] = 0.1
+    x_adv[1].view(-1)[::2] = 0.1
+    x_adv[2].view(-1)[7] = 0.5
+    assert energy_entropy(x, x_adv).tolist() == pytest.approx([1.0, 0.868163, 2.6207e-5], rel=1e-4)
+    # every value k times: the raw entropy grows by ln k, as does that of equal shares
+    several = x_adv.repeat_interleave(4, 3)
+    raw = energy_entropy(x, x_adv) * math.log(192)
+    assert torch.allclose(energy_entropy(x.repeat_interleave(4, 3), several), (raw + math.log(4)) / math.log(192 * 4))
+
+
+def test_what_was_not_beaten_has_no_spread_and_the_image_its_size() -> None:
+    arrays = judged(proposal(0.53, 0.38, 0.52)).arrays
+    assert arrays["entropy"][1:].tolist() == [0.0, 0.0, 0.0]
+    assert arrays["values"].tolist() == arrays["pixels"].tolist() == [1, 1, 1, 1]

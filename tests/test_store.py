@@ -510,11 +510,22 @@ def test_a_commit_of_another_number_of_shards_is_none(store: Store) -> None:
 def test_shards_with_other_arrays_are_not_mixed(store: Store) -> None:
     cell = store.cell(SPEC)
     cell.write_shard(0, arrays(0), n=N)
-    cell.write_shard(1, arrays(1) | {"more": np.zeros(N)}, n=N)
+    cell.write_shard(1, {**arrays(1), "success": np.zeros(N)}, n=N)
     with pytest.raises(StoreError, match="cannot be done"):
         cell.commit(2)
     assert cell.state(2).shards == {0}
     assert "other arrays" in store.messages[0]
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+def test_a_cell_begun_before_more_arrays_were_stored_is_finished(store: Store, newer: int) -> None:
+    cell = store.cell(SPEC)
+    for number in (0, 1):
+        cell.write_shard(number, arrays(number) | ({"more": np.zeros((N, 2))} if number == newer else {}), n=N)
+    cell.commit(2)
+    result = store.cell(SPEC).load()
+    assert (result.status, result.n) == ("done", 2 * N)
+    assert set(result.arrays) == set(arrays(0))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "", '{"format": 1}', "\x00", "[" * 100_000, '{"a": 1e999}'])

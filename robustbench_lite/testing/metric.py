@@ -49,6 +49,9 @@ def make_cell(
     size = np.where(beaten, radius * rng.uniform(0.2, 1.0, n), np.inf)
     margin = np.where(right, 1.0, -1.0) * rng.uniform(0.1, 3.0, n)
     after = np.where(beaten, -rng.uniform(0.1, 3.0, n), margin)
+    adv_pred = np.where(beaten, (y + 2) % 10, clean_pred)
+    logits = {"clean": _logits(y, clean_pred, margin, rng), "adv": _logits(y, adv_pred, after, rng)}
+    probability = {when: np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None]) for when, z in logits.items()}
     distance = np.where(beaten, size, 0.0)
     queries = np.where(right, 20, 0)
     arrays: dict[str, np.ndarray] = {
@@ -56,14 +59,18 @@ def make_cell(
         "y": y,
         "clean_pred": clean_pred,
         "clean_correct": right,
-        "adv_pred": np.where(beaten, (y + 2) % 10, clean_pred),
+        "adv_pred": adv_pred,
         "success": beaten,
         "size": size,
-        **{norm: distance * scale for norm, scale in (("linf", 1.0), ("l2", 4.0), ("l1", 20.0), ("l0", 64.0))},
+        **{norm: distance * scale for norm, scale in (("linf", 1.0), ("l2", 4.0), ("l1", 20.0))},
+        "l0": np.where(beaten, 48.0, 0.0),
+        "entropy": np.where(beaten, rng.uniform(0.5, 1.0, n), 0.0),
+        "values": np.full(n, 64),
+        "pixels": np.full(n, 64),
         "margin_clean": margin.astype(np.float32),
         "margin_adv": after.astype(np.float32),
-        "p_clean": (1 / (1 + np.exp(-margin))).astype(np.float32),
-        "p_adv": (1 / (1 + np.exp(-after))).astype(np.float32),
+        **{f"p_{when}": p[np.arange(n), y].astype(np.float32) for when, p in probability.items()},
+        **{f"logits_{when}": z.astype(np.float32) for when, z in logits.items()},
         "clean_rate": right.astype(np.float32),
         "adv_rate": (right & ~beaten).astype(np.float32),
         "forwards": queries,
@@ -85,6 +92,14 @@ def make_cell(
     }
     key = f"{attack}-{seed}-{n}"
     return CellResult(key=key, spec=spec, arrays=arrays if n else {}, status=status, seconds=1.5, attempts=1)
+
+
+def _logits(y: np.ndarray, predicted: np.ndarray, margin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n, 10) float64 logits in which the label leads the best other class by ``margin`` (n,)."""
+    rows, rival = np.arange(len(y)), np.where(predicted == y, (y + 1) % 10, predicted)
+    found = rng.uniform(-3.0, -1.0, (len(y), 10))
+    found[rows, y], found[rows, rival] = np.maximum(margin, 0), np.maximum(-margin, 0)
+    return found
 
 
 class MetricSubject(Subject):
