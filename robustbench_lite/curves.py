@@ -20,13 +20,13 @@ from robustbench_lite.statistics import wilson_band
 Floats = npt.NDArray[np.float64]
 
 
-def robust_curve(cells: Sequence[CellResult], norm: str) -> Curve:
+def robust_curve(cells: Sequence[CellResult], norm: str, *, at: Sequence[float] = ()) -> Curve:
     """Robust accuracy over the radius, worst case per example over the cells of ``norm``, with pointwise Wilson intervals.
 
     cells: one defense under one or more attacks, over the same examples; those of other norms are passed over. ``y[i]`` is
     the share of examples that are classified correctly and have no accepted point within ``x[i]``; ``x[0]`` is 0, and y
     there is the clean accuracy. A step function where a minimal-norm attack is among the cells; otherwise known at the
-    radii that were attacked, where points found with smaller budgets count too.
+    radii that were attacked, where points found with smaller budgets count too, and ``at`` further ones below the largest.
 
     Raises UsageError where no cell is of this norm, nothing is stored, or the examples differ.
     """
@@ -37,7 +37,7 @@ def robust_curve(cells: Sequence[CellResult], norm: str) -> Curve:
     budgets = sorted({cell.threat.eps for cell in chosen})
     if math.inf in budgets:
         return survival(radii)
-    x = np.array([0.0, *(eps for eps in budgets if eps > 0)])
+    x = np.unique([0.0, *budgets, *(radius for radius in at if 0 <= radius <= budgets[-1])])
     robust = (radii[None, :] > x[:, None]).sum(1)
     low, high = wilson_band(robust, len(radii))
     return Curve(x=x, y=robust / len(radii), low=low, high=high, n=len(radii))
@@ -67,13 +67,14 @@ def same_examples(cells: Sequence[CellResult]) -> None:
     if not cells:
         raise UsageError("no results were given", hint="rbl run computes what is missing")
     for cell in cells:
-        named = f"{cell.spec['defense']['label']} under {cell.spec['attack']['label']}"
         if cell.n == 0:
-            raise UsageError(f"no examples are stored for {named} ({cell.status})", hint="rbl run computes what is missing")
-        if not np.array_equal(cell.arrays["index"], cells[0].arrays["index"]):
-            first = f"{cells[0].spec['defense']['label']} under {cells[0].spec['attack']['label']}"
             raise UsageError(
-                f"{named} and {first} were judged on different examples", hint="run both with the same protocol and --n"
+                f"no examples are stored for {cell.label} ({cell.status})", hint="rbl run computes what is missing"
+            )
+        if not np.array_equal(cell.arrays["index"], cells[0].arrays["index"]):
+            raise UsageError(
+                f"{cell.label} and {cells[0].label} were judged on different examples",
+                hint="run both with the same protocol and --n",
             )
 
 

@@ -1,16 +1,18 @@
-"""Intervals and paired tests over per-example arrays. scipy does the maths; nothing here draws a random number.
+"""Intervals and paired tests over per-example arrays. scipy does the maths; only ``bootstrap_interval`` draws, by a fixed seed.
 
 Intervals are two-sided, at level 0.95 unless said otherwise. Paired tests compare two defenses on the same examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, binomtest, chi2, norm
+from scipy.stats import binom, binomtest, bootstrap, chi2, ks_2samp, norm, t, wilcoxon
 
 EXACT_UP_TO = 1000  # discordant pairs; beyond that the chi-squared approximation serves
 
@@ -67,9 +69,7 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     Only examples on which they differ count (McNemar, Psychometrika 1947): exact up to 1000 of those, beyond that by the
     chi-squared approximation with continuity correction. Raises ValueError where the shapes differ.
     """
-    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"paired tests need two vectors of one length, not shapes {first.shape} and {second.shape}")
+    first, second = _paired(a, b)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second <= EXACT_UP_TO:
         return mcnemar_exact(only_first, only_second)
@@ -99,12 +99,25 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def median(values: npt.ArrayLike) -> float:
     """The lower median, the ceil(n/2)-th smallest of (n,) values: infinite when more than half of them are; nan for none."""
+    return quantile(values, 0.5)
+
+
+def quantile(values: npt.ArrayLike, q: float) -> float:
+    """The ceil(q n)-th smallest of (n,) values: one that was observed, and infinite where enough of them are; nan for none.
+
+    Raises ValueError unless 0 < q < 1.
+    """
     ordered = _ordered(values)
-    return float(ordered[(len(ordered) - 1) // 2]) if len(ordered) else float("nan")
+    return float(ordered[_rank(q, len(ordered)) - 1]) if len(ordered) else float("nan")
 
 
 def bootstrap_median_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval for ``median``, with infinitely many resamples; values (n,), inf allowed; nan for none.
+    """Percentile bootstrap interval for ``median``; see ``bootstrap_quantile_interval``."""
+    return bootstrap_quantile_interval(values, 0.5, level)
+
+
+def bootstrap_quantile_interval(values: npt.ArrayLike, q: float, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval for ``quantile``, with infinitely many resamples; values (n,), inf allowed; nan for none.
 
     The bootstrap distribution of an order statistic has a closed form (Efron, Ann. Statist. 1979): the median of n draws is
     at most the j-th smallest value exactly when at least ceil(n/2) of Binomial(n, j/n) draws are. So nothing is drawn: the
@@ -115,11 +128,143 @@ def bootstrap_median_interval(values: npt.ArrayLike, level: float = 0.95) -> Int
     n = len(ordered)
     if n == 0:
         return Interval(float("nan"), float("nan"))
-    needed = (n + 1) // 2
-    at_most = binom.sf(needed - 1, n, np.arange(1, n + 1) / n)  # probability that the resampled median is <= the j-th value
+    needed = _rank(q, n)
+    at_most = binom.sf(needed - 1, n, np.arange(1, n + 1) / n)  # probability that the resampled one is <= the j-th value
     tail = (1 - level) / 2
     low, high = (int(np.searchsorted(at_most, q)) for q in (tail, 1 - tail))
     return Interval(float(ordered[low]), float(ordered[high]))
+
+
+def _rank(q: float, n: int) -> int:
+    """Which of n ordered values is the q-quantile, from 1."""
+    if not 0 < q < 1:
+        raise ValueError(f"a quantile lies between 0 and 1, not {q}")
+    return max(1, math.ceil(q * n - 1e-9))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *samples: npt.ArrayLike,
+    paired: bool = True,
+    level: float = 0.95,
+    resamples: int = 2000,
+    method: Literal["percentile", "bca"] = "percentile",
+) -> Interval:
+    """Bootstrap interval of any statistic (Efron, Ann. Statist. 1979), widened to hold the statistic of the sample itself.
+
+    samples: arrays whose first axis is examples; those are resampled, of all samples the same ones if ``paired``. Of a
+    biased statistic, such as a calibration error, the percentiles may pass the estimate by, hence the widening. The seed is
+    fixed. nan where the statistic of the sample is nan, or the interval is not defined.
+
+    Raises ValueError for no examples, and for lengths that differ if paired.
+    """
+    _check_level(level)
+    arrays = [np.asarray(sample) for sample in samples]
+    if not arrays or not all(len(array) for array in arrays):
+        raise ValueError("there is nothing to resample")
+    if paired and len({len(array) for array in arrays}) != 1:
+        raise ValueError(f"paired samples have one length, not {[len(array) for array in arrays]}")
+    value = float(statistic(*arrays))
+    if not math.isfinite(value) or min(len(array) for array in arrays) < 2:
+        return Interval(value, value) if math.isinf(value) else Interval(math.nan, math.nan)
+    rows = [np.arange(len(array)) for array in arrays]
+
+    def of(*chosen: npt.NDArray[np.int64]) -> float:
+        return float(statistic(*(array[picked] for array, picked in zip(arrays, chosen, strict=True))))
+
+    with warnings.catch_warnings():  # a statistic that never changes has no spread, which is no cause for alarm
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            rows,
+            of,
+            paired=paired,
+            vectorized=False,
+            n_resamples=resamples,
+            batch=100,  # indices of so many resamples at a time
+            confidence_level=level,
+            method=method,
+            rng=0,
+        ).confidence_interval
+    low, high = (value if math.isnan(end) else float(end) for end in (found.low, found.high))
+    return Interval(min(low, value), max(high, value))
+
+
+def mean_over_seeds(values: npt.ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
+    """The mean over training seeds and its t interval, mean +- t * sd / sqrt(S); values (S,), S >= 2."""
+    _check_level(level)
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or len(found) < 2:
+        raise ValueError("an interval over seeds needs the values of at least two")
+    mean, error = float(found.mean()), float(found.std(ddof=1) / math.sqrt(len(found)))
+    half = float(t.isf((1 - level) / 2, len(found) - 1)) * error
+    return mean, Interval(mean - half, mean + half)
+
+
+def difference_interval(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
+    """How much more often ``a`` is right than ``b``, and Newcombe's interval of that paired difference of proportions.
+
+    a, b: (n,) bool over the same examples in the same order. Method 10 of R. G. Newcombe (Statist. Med. 17, 1998, 2635),
+    with Wilson's intervals and the correlation of the two, continuity-corrected. Raises ValueError where the shapes differ.
+    """
+    first, second = _paired(a, b)
+    n = len(first)
+    both, only_first = int((first & second).sum()), int((first & ~second).sum())
+    only_second, neither = int((second & ~first).sum()), int((~first & ~second).sum())
+    p, q = (both + only_first) / n, (both + only_second) / n
+    (p_low, p_high), (q_low, q_high) = wilson(both + only_first, n, level), wilson(both + only_second, n, level)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    phi = 0.0
+    if margins:
+        cross = both * neither - only_first * only_second
+        phi = (max(cross - n / 2, 0.0) if cross > 0 else float(cross)) / math.sqrt(margins)
+    down, up = (p - p_low, q_high - q), (p_high - p, q - q_low)
+    low, high = (math.sqrt(max(0.0, s * s - 2 * phi * s * r + r * r)) for s, r in (down, up))
+    return p - q, Interval(p - q - low, p - q + high)
+
+
+def wilcoxon_smaller(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """One-sided p-value for "the sizes ``a`` are not smaller than ``b``": Wilcoxon's signed-rank test; a, b: (n,) paired.
+
+    For two minimal-norm attacks on the same examples. Infinite sizes (not beaten) are ranked beyond every difference of two
+    finite ones; pairs that are equal, also both infinite, count for neither. 1 where no pair differs.
+    """
+    first, second = _paired_sizes(a, b)
+    unequal = first != second
+    with np.errstate(invalid="ignore"):
+        change = (first - second)[unequal]
+    if not len(change):
+        return 1.0
+    finite = np.abs(change[np.isfinite(change)])
+    change = np.clip(change, -2 * finite.max(initial=1.0), 2 * finite.max(initial=1.0))
+    return float(wilcoxon(change, alternative="less").pvalue)
+
+
+def kolmogorov_smirnov(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Two-sided p-value for "the sizes ``a`` and ``b`` have one distribution"; vectors, inf allowed where nothing was found."""
+    return float(ks_2samp(_ordered(a), _ordered(b)).pvalue)
+
+
+def dkw_half_width(n: int, level: float = 0.95) -> float:
+    """Half the width of the band that holds a whole distribution function: sqrt(ln(2 / (1 - level)) / (2 n)).
+
+    Dvoretzky, Kiefer and Wolfowitz (Ann. Math. Statist. 1956) with the constant of Massart (Ann. Probab. 1990).
+    """
+    _check_level(level)
+    return math.sqrt(math.log(2 / (1 - level)) / (2 * n))
+
+
+def _paired(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"paired tests need two vectors of one length, not shapes {first.shape} and {second.shape}")
+    return first, second
+
+
+def _paired_sizes(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or np.isnan([first, second]).any():
+        raise ValueError("paired sizes are two vectors of one length; use inf for what was not beaten, never nan")
+    return first, second
 
 
 def _ordered(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -9,7 +9,23 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from robustbench_lite import statistics
-from robustbench_lite.statistics import bootstrap_median_interval, clopper_pearson, holm, mcnemar, median, wilson, wilson_band
+from robustbench_lite.statistics import (
+    bootstrap_interval,
+    bootstrap_median_interval,
+    bootstrap_quantile_interval,
+    clopper_pearson,
+    difference_interval,
+    dkw_half_width,
+    holm,
+    kolmogorov_smirnov,
+    mcnemar,
+    mean_over_seeds,
+    median,
+    quantile,
+    wilcoxon_smaller,
+    wilson,
+    wilson_band,
+)
 
 COUNTS = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -207,3 +223,136 @@ def test_median_interval_covers():
     intervals = [bootstrap_median_interval(generator.exponential(size=60)) for _ in range(600)]
     inside = [low <= math.log(2) <= high for low, high in intervals]
     assert 0.9 <= np.mean(inside) <= 0.99
+
+
+@given(SIZES, st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_quantiles_are_the_first_value_that_enough_reach(sizes, q):
+    found = quantile(sizes, q)
+    assert np.mean(np.asarray(sizes) <= found) >= q - 1e-9
+    assert np.mean(np.asarray(sizes) < found) < q
+    low, high = bootstrap_quantile_interval(sizes, q)
+    assert low <= found <= high
+
+
+def test_quantile_of_ten():
+    assert [quantile(range(1, 11), q) for q in (0.1, 0.25, 0.5, 0.75, 0.9)] == [1, 3, 5, 8, 9]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        quantile([1.0], 1.0)
+
+
+def test_bootstrap_of_a_mean_is_its_normal_interval():
+    sample = np.random.default_rng(3).normal(5, 2, size=400)
+    half = 1.96 * sample.std() / 20
+    for method in ("percentile", "bca"):
+        found = bootstrap_interval(np.mean, sample, method=method)
+        assert (found.low, found.high) == pytest.approx((sample.mean() - half, sample.mean() + half), abs=0.03)
+    assert found == bootstrap_interval(np.mean, sample, method="bca")
+
+
+def test_bootstrap_keeps_pairs_together():
+    x = np.random.default_rng(0).normal(size=300)
+    together = bootstrap_interval(lambda a, b: float(np.mean(a - b)), x, x + 1)
+    assert together == pytest.approx((-1, -1))
+    apart = bootstrap_interval(lambda a, b: float(np.mean(a) - np.mean(b)), x, x[:200] + 1, paired=False)
+    assert apart.low < -1.1
+    assert apart.high > -0.9
+
+
+def test_bootstrap_at_the_edges():
+    assert all(math.isnan(end) for end in bootstrap_interval(np.mean, [1.0]))
+    assert bootstrap_interval(np.mean, [1.0, math.inf, 2.0]) == (math.inf, math.inf)
+    assert bootstrap_interval(np.mean, [2.0] * 5, method="bca") == (2.0, 2.0)
+    for samples in ([], [[]], [[1.0, 2.0], [1.0]]):
+        with pytest.raises(ValueError):
+            bootstrap_interval(lambda *arrays: 0.0, *samples)
+
+
+def test_over_seeds():
+    """t with one degree of freedom is 12.7062 at 97.5 %."""
+    mean, (low, high) = mean_over_seeds([0.4, 0.6])
+    assert mean == pytest.approx(0.5)
+    assert (low, high) == pytest.approx((0.5 - 1.27062, 0.5 + 1.27062), abs=1e-5)
+    with pytest.raises(ValueError, match="at least two"):
+        mean_over_seeds([0.4])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+@settings(deadline=None)
+def test_newcombe_holds_the_difference_mirrors_and_stays_in_range(pairs):
+    a, b = np.array(pairs, dtype=bool).T
+    found, (low, high) = difference_interval(a, b)
+    assert found == pytest.approx(a.mean() - b.mean())
+    assert -1 - 1e-12 <= low <= found + 1e-12
+    assert found - 1e-12 <= high <= 1 + 1e-12
+    other, mirrored = difference_interval(b, a)
+    assert (other, *mirrored) == pytest.approx((-found, -high, -low), abs=1e-12)
+
+
+def test_newcombe_by_hand():
+    """Two independent halves: phi is 0, so the margins add up as of independent proportions."""
+    a, b = vectors(15, 5, both=15, neither=5)  # 30 of 40, 20 of 40
+    found, (low, high) = difference_interval(a, b)
+    first, second = wilson(30, 40), wilson(20, 40)
+    assert found == pytest.approx(0.25)
+    assert low == pytest.approx(0.25 - math.hypot(0.75 - first.low, second.high - 0.5))
+    assert high == pytest.approx(0.25 + math.hypot(first.high - 0.75, 0.5 - second.low))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [(0.6, 0.15, 0.05, 0.2), (0.3, 0.05, 0.05, 0.6), (0.85, 0.1, 0.02, 0.03)])
+def test_newcombe_covers(cells):
+    generator = np.random.default_rng(0)
+    truth, inside = cells[1] - cells[2], 0
+    for counts in generator.multinomial(200, cells, size=2000):
+        a, b = vectors(counts[1], counts[2], both=counts[0], neither=counts[3])
+        low, high = difference_interval(a, b)[1]
+        inside += low <= truth <= high
+    assert 0.935 <= inside / 2000 <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [0.05, 0.436, 0.9])
+def test_simulated_coverage(p):
+    counts = np.random.default_rng(1).binomial(1000, p, size=2000)
+    for interval, least, most in ((clopper_pearson, 0.94, 1.0), (wilson, 0.93, 0.97)):
+        ends = {k: interval(int(k), 1000) for k in np.unique(counts)}
+        assert least <= np.mean([ends[k].low <= p <= ends[k].high for k in counts]) <= most
+
+
+@pytest.mark.slow
+def test_mcnemar_simulated_under_the_null():
+    generator = np.random.default_rng(2)
+    a, b = generator.random((2, 2000, 300)) < 0.6
+    assert np.mean([mcnemar(x, y) <= 0.05 for x, y in zip(a, b, strict=True)]) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_wilcoxon_finds_the_smaller_sizes_and_ranks_what_was_not_beaten_last():
+    generator = np.random.default_rng(0)
+    sizes = generator.exponential(size=80)
+    assert wilcoxon_smaller(sizes, sizes + generator.uniform(0, 0.2, 80)) < 1e-6
+    assert wilcoxon_smaller(sizes + generator.uniform(0, 0.2, 80), sizes) > 0.999
+    assert wilcoxon_smaller(sizes, sizes) == 1.0
+    never = np.full(80, math.inf)
+    assert wilcoxon_smaller(sizes, never) < 1e-6
+    assert wilcoxon_smaller(never, never) == 1.0
+    # five pairs that all point one way: 1 of the 2^5 signs
+    assert wilcoxon_smaller([1, 2, 3, 4, 5], [2, 4, 6, 8, math.inf]) == pytest.approx(1 / 32)
+
+
+def test_kolmogorov_smirnov():
+    generator = np.random.default_rng(0)
+    a, b = generator.exponential(size=(2, 300))
+    assert kolmogorov_smirnov(a, a) == 1.0
+    assert kolmogorov_smirnov(a, b) > 0.05
+    assert kolmogorov_smirnov(a, np.where(generator.random(300) < 0.3, math.inf, b)) < 1e-6
+
+
+@pytest.mark.parametrize("wrong", [([1.0], [1.0, 2.0]), ([math.nan], [1.0])])
+def test_sizes_are_paired(wrong):
+    with pytest.raises(ValueError, match="paired sizes"):
+        wilcoxon_smaller(*wrong)
+
+
+def test_dkw():
+    assert dkw_half_width(1000) == pytest.approx(0.042947, abs=1e-6)
