@@ -53,6 +53,11 @@ class CellResult:
         return len(self.arrays["index"]) if "index" in self.arrays else 0
 
     @property
+    def label(self) -> str:
+        """How messages call it: ``pgd-at under square``."""
+        return f"{self.spec['defense']['label']} under {self.spec['attack']['label']}"
+
+    @property
     def threat(self) -> Threat:
         """The threat model that was attacked; without a size for minimal-norm attacks."""
         return Threat.parse(self.spec["threat"])

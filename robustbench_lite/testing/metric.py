@@ -214,13 +214,14 @@ def edges(subject: MetricSubject) -> None:
 
 @_check
 def in_range(subject: MetricSubject) -> None:
-    """It is a number where examples were correct, and in [0, 1] where its unit is %."""
-    cells = [(what, found, threat) for what, found, threat in _special() if what != "nothing correct"]
+    """It is a number for ordinary results; where its unit is %, for all with correct examples, and in [0, 1]."""
+    share = subject.declared.unit == "%"
+    cells = [(what, found, threat) for what, found, threat in _special() if share and what != "nothing correct"]
     for what, made, threat in [("ordinary results", _ordinary(), THREAT), *cells]:
         found = _value_or_skip(subject, made, threat)
         if math.isnan(found.value):
             raise Failed(f"it is nan for a cell with {what}", fix="nan stands for no number; here there is one")
-        if subject.declared.unit == "%" and not 0 <= found.value <= 1:
+        if share and not 0 <= found.value <= 1:
             raise Failed(f"it is {found.value:g} for a cell with {what} and its unit is %", fix="keep proportions in [0, 1]")
 
 

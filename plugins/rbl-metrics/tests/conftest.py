@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from robustbench_lite import CellResult
 
 @pytest.fixture(scope="session")
 def make_cell() -> Callable[..., CellResult]:
-    """Cells by hand: ``sizes`` of the accepted points, inf where the example was not beaten."""
+    """Cells by hand: ``sizes`` of the accepted points, inf where the example was not beaten; ``more`` arrays by name."""
 
     def make(
         sizes: Sequence[float],
@@ -22,6 +23,9 @@ def make_cell() -> Callable[..., CellResult]:
         backwards: Sequence[int] | None = None,
         attack: str = "a",
         seconds: float = 0.0,
+        defense: str = "d",
+        attack_spec: dict[str, Any] | None = None,
+        **more: Any,
     ) -> CellResult:
         n = len(sizes)
         size = np.asarray(sizes, dtype=np.float64)
@@ -33,7 +37,8 @@ def make_cell() -> Callable[..., CellResult]:
             "forwards": np.zeros(n, dtype=np.int64) if forwards is None else np.asarray(forwards),
             "backwards": np.zeros(n, dtype=np.int64) if backwards is None else np.asarray(backwards),
         }
-        spec = {"threat": threat, "defense": {"label": "d"}, "attack": {"label": attack}}
+        arrays |= {name: np.asarray(values) for name, values in more.items()}
+        spec = {"threat": threat, "defense": {"label": defense}, "attack": {"label": attack, **(attack_spec or {})}}
         return CellResult(key=attack, spec=spec, arrays=arrays if n else {}, seconds=seconds)
 
     return make

@@ -15,12 +15,60 @@ class TestRobustAccuracy(MetricConformance):
     metric = "rbl/robust-accuracy"
 
 
-class TestWorstCase(MetricConformance):
-    metric = "rbl/worst-case"
+class TestSuccessRate(MetricConformance):
+    metric = "rbl/success-rate"
+
+
+class TestFoolingRate(MetricConformance):
+    metric = "rbl/fooling-rate"
+
+
+class TestWorstClass(MetricConformance):
+    metric = "rbl/worst-class"
 
 
 class TestMedianPerturbation(MetricConformance):
     metric = "rbl/median-perturbation"
+
+
+class TestPerturbationQuantile(MetricConformance):
+    metric = "rbl/perturbation-quantile"
+
+
+class TestMeanPerturbation(MetricConformance):
+    metric = "rbl/mean-perturbation"
+
+
+class TestAmsd(MetricConformance):
+    metric = "rbl/amsd"
+
+
+class TestAmud(MetricConformance):
+    metric = "rbl/amud"
+
+
+class TestPsnr(MetricConformance):
+    metric = "rbl/psnr"
+
+
+class TestCalibrationError(MetricConformance):
+    metric = "rbl/calibration-error"
+
+
+class TestNll(MetricConformance):
+    metric = "rbl/nll"
+
+
+class TestBrier(MetricConformance):
+    metric = "rbl/brier"
+
+
+class TestAdversarialDetection(MetricConformance):
+    metric = "rbl/adversarial-detection"
+
+
+class TestUndetectedError(MetricConformance):
+    metric = "rbl/undetected-error"
 
 
 class TestForwards(MetricConformance):
@@ -31,8 +79,32 @@ class TestBackwards(MetricConformance):
     metric = "rbl/backwards"
 
 
+class TestQueries(MetricConformance):
+    metric = "rbl/queries"
+
+
 class TestSeconds(MetricConformance):
     metric = "rbl/seconds"
+
+
+class TestWorstCase(MetricConformance):
+    metric = "rbl/worst-case"
+
+
+class TestUnionAccuracy(MetricConformance):
+    metric = "rbl/union-accuracy"
+
+
+class TestAuac(MetricConformance):
+    metric = "rbl/auac"
+
+
+class TestHalfAccuracyRadius(MetricConformance):
+    metric = "rbl/half-accuracy-radius"
+
+
+class TestAverageCase(MetricConformance):
+    metric = "rbl/average-case"
 
 
 def test_every_metric_is_tested() -> None:

@@ -11,23 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rbl_metrics
-from rbl_metrics.accuracy import CleanAccuracy, RobustAccuracy, WorstCase
-from rbl_metrics.cost import Backwards, Forwards, Seconds
-from rbl_metrics.perturbation import MedianPerturbation
+from rbl_metrics.accuracy import CleanAccuracy, FoolingRate, RobustAccuracy, SuccessRate, WorstCase, predictions
+from rbl_metrics.classes import WorstClass, class_accuracies, confusion
+from rbl_metrics.cost import Backwards, Forwards, Queries, Seconds, success_over_queries
 from robustbench_lite import MetricValue, Threat, UsageError
 
 INF = math.inf
 LINF = Threat.parse("linf:0.1")
-CELL_METRICS = [CleanAccuracy, RobustAccuracy, MedianPerturbation, Forwards, Backwards]
+CELL_METRICS = [CleanAccuracy, RobustAccuracy, SuccessRate, FoolingRate, WorstClass, Forwards, Backwards, Queries]
 
 
 def test_specs_are_sound_and_their_factories_exist():
     specs = list(rbl_metrics.rbl_metrics())
-    assert len({s.name for s in specs}) == len(specs) == 7
+    assert len({s.name for s in specs}) == len(specs)
     for spec in specs:
         assert spec.problems() == []
         assert spec.summary
-        assert spec.unit
         module, _, name = spec.factory.partition(":")
         assert callable(getattr(importlib.import_module(module), name)())
 
@@ -38,7 +37,8 @@ def test_entry_module_is_light():
 
 
 def test_metrics_import_no_torch():
-    code = "import rbl_metrics.accuracy, rbl_metrics.cost, rbl_metrics.perturbation, sys; print('torch' in sys.modules)"
+    modules = {spec.factory.partition(":")[0] for spec in rbl_metrics.rbl_metrics() if spec.scope != "model"}
+    code = f"import {', '.join(sorted(modules))}, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
@@ -98,7 +98,7 @@ def test_worst_case_refuses_different_examples(make_cell):
 
 
 def test_worst_case_needs_an_attack():
-    with pytest.raises(UsageError, match="at least one attack"):
+    with pytest.raises(UsageError, match="no results were given"):
         WorstCase()([], LINF)
 
 
@@ -108,29 +108,76 @@ def test_an_empty_cell_has_no_number(make_cell, metric):
         metric()(make_cell([]), LINF)
 
 
-def test_median_is_over_correct_examples_and_censored(make_cell):
-    cell = make_cell([0.3, 0.1, 0.2, INF, INF], correct=[True, True, True, True, False], threat="linf")
-    found = MedianPerturbation()(cell, LINF)
-    assert (found.value, found.n) == (0.2, 4)
-    assert found.low >= 0.1
-    assert found.high == INF
-    assert MedianPerturbation()(make_cell([0.1, INF, INF], threat="linf"), LINF).value == INF
-
-
-def test_median_without_correct_examples_is_nan(make_cell):
-    found = MedianPerturbation()(make_cell([INF], correct=[False], threat="linf"), LINF)
-    assert math.isnan(found.value)
-    assert found.n == 0
-
-
-def test_median_interval_narrows_around_a_known_median(make_cell):
-    sizes = np.random.default_rng(0).uniform(0, 1, size=4001)
-    found = MedianPerturbation()(make_cell(list(sizes), threat="l2"), Threat.parse("l2"))
-    assert 0.45 < found.low < found.value < found.high < 0.55
-
-
 def test_costs(make_cell):
     cell = make_cell([INF, 0.1, INF], forwards=[11, 4, 0], backwards=[10, 2, 0], seconds=2.5)
     assert Forwards()(cell, LINF) == MetricValue(value=5.0, n=3)
     assert Backwards()(cell, LINF) == MetricValue(value=4.0, n=3)
     assert Seconds()(cell, LINF) == MetricValue(value=2.5, n=3)
+
+
+def test_median_cost(make_cell):
+    cell = make_cell([INF, 0.1, INF], forwards=[11, 4, 0], backwards=[10, 2, 0])
+    assert Forwards(statistic="median")(cell, LINF).value == 4.0
+    assert Backwards(statistic="median")(cell, LINF).value == 2.0
+
+
+def test_queries_count_where_the_attack_succeeded(make_cell):
+    cell = make_cell([0.1, 0.05, INF, 0.1, INF], correct=[True, True, True, True, False], queries=[30, 10, 900, 20, 0])
+    assert Queries()(cell, LINF).value == 20
+    assert Queries(statistic="mean")(cell, LINF).value == 20
+    assert Queries()(cell, Threat.parse("linf:0.05")).value == 10
+    curve = success_over_queries(cell, LINF)
+    assert curve.at([0, 9, 10, 25, 30, 900]).tolist() == [0, 0, 0.25, 0.5, 0.75, 0.75]
+    assert math.isnan(Queries()(make_cell([INF], queries=[5]), LINF).value)
+
+
+def test_top_k_and_ties(make_cell):
+    """Of equal logits the earlier class comes first, as in torch.argmax."""
+    logits = [[1.0, 3.0, 2.0], [2.0, 2.0, 1.0], [2.0, 2.0, 1.0], [0.0, 0.0, 0.0]]
+    cell = make_cell([INF] * 4, correct=[False, True, False, False], y=[2, 0, 1, 2], logits_clean=np.float32(logits))
+    assert [CleanAccuracy(top=k)(cell, LINF).value for k in (1, 2, 3)] == [0.25, 0.75, 1.0]
+    many = make_cell([INF] * 2, y=[7, 3], top5_clean=[[9, 8, 7, 6, 5]] * 2)
+    assert [CleanAccuracy(top=k)(many, LINF).value for k in (2, 3, 5)] == [0.0, 0.5, 0.5]
+    with pytest.raises(UsageError, match="has no logits_clean"):
+        CleanAccuracy(top=6)(many, LINF)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_success_and_robustness_are_two_sides(make_cell, rows):
+    correct = [c for c, _ in rows]
+    y = np.zeros(len(rows), dtype=int)
+    pred = np.where(correct, 0, 1)
+    adv = np.where([c and b for c, b in rows], 2, pred)
+    sizes = [0.1 if c and b else INF for c, b in rows]
+    cell = make_cell(sizes, correct=correct, y=y, clean_pred=pred, adv_pred=adv)
+    clean, robust = CleanAccuracy()(cell, LINF).value, RobustAccuracy()(cell, LINF).value
+    assert SuccessRate(of="all")(cell, LINF).value == pytest.approx(1 - robust)
+    assert FoolingRate()(cell, LINF).value == pytest.approx(clean - robust)
+    rate = SuccessRate()(cell, LINF).value
+    if clean:
+        assert robust == pytest.approx(clean * (1 - rate), abs=1e-12)
+        assert RobustAccuracy()(cell, Threat("linf", 0.0)).value == clean
+    else:
+        assert math.isnan(rate)
+    table = confusion(cell, LINF)
+    assert table.sum(1).tolist() == np.bincount(y, minlength=len(table)).tolist()
+    assert np.trace(table) == round(robust * len(rows))
+    assert np.trace(confusion(cell)) == sum(correct)
+
+
+def test_class_by_class(make_cell):
+    """Class 1 loses both of its examples, class 0 one of two."""
+    cell = make_cell(
+        [INF, 0.1, 0.05, 0.1],
+        y=[0, 0, 1, 1],
+        clean_pred=[0, 0, 1, 1],
+        adv_pred=[0, 1, 2, 0],
+        logits_clean=np.zeros((4, 3), dtype=np.float32),
+    )
+    assert {k: v.value for k, v in class_accuracies(cell, LINF).items()} == {0: 0.5, 1: 0.0}
+    assert {k: v.value for k, v in class_accuracies(cell).items()} == {0: 1.0, 1: 1.0}
+    assert WorstClass()(cell, LINF) == MetricValue(value=0.0, n=4)
+    assert confusion(cell, LINF).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]
+    assert predictions(cell, Threat.parse("linf:0.05")).tolist() == [0, 0, 2, 1]
+    assert confusion(cell).tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 0]]

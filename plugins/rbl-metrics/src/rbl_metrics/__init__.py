@@ -28,13 +28,29 @@ def rbl_metrics() -> Iterator[MetricSpec]:
         reference="arXiv:1902.06705",
     )
     yield MetricSpec(
-        name="worst-case",
-        factory="rbl_metrics.accuracy:WorstCase",
-        scope="defense",
+        name="success-rate",
+        factory="rbl_metrics.accuracy:SuccessRate",
+        scope="cell",
+        direction="lower",
+        unit="%",
+        summary="Share of the correctly classified (or of all) examples that the attack beats",
+    )
+    yield MetricSpec(
+        name="fooling-rate",
+        factory="rbl_metrics.accuracy:FoolingRate",
+        scope="cell",
+        direction="lower",
+        unit="%",
+        summary="Share of all examples whose predicted class the attack changes",
+        reference="arXiv:1610.08401",
+    )
+    yield MetricSpec(
+        name="worst-class",
+        factory="rbl_metrics.classes:WorstClass",
+        scope="cell",
         direction="higher",
         unit="%",
-        summary="Share of all examples that are classified correctly and beaten by no attack inside the threat model",
-        reference="arXiv:2003.01690",
+        summary="Robust accuracy of the class where it is smallest",
     )
     yield MetricSpec(
         name="median-perturbation",
@@ -43,6 +59,86 @@ def rbl_metrics() -> Iterator[MetricSpec]:
         direction="higher",
         unit="in the threat's norm",
         summary="Median of the smallest perturbations found, over the examples classified correctly",
+    )
+    yield MetricSpec(
+        name="perturbation-quantile",
+        factory="rbl_metrics.perturbation:PerturbationQuantile",
+        scope="cell",
+        direction="higher",
+        unit="in the threat's norm",
+        summary="A quantile of the smallest perturbations found, over the examples classified correctly",
+    )
+    yield MetricSpec(
+        name="mean-perturbation",
+        factory="rbl_metrics.perturbation:MeanPerturbation",
+        scope="cell",
+        direction="higher",
+        unit="in the threat's norm",
+        summary="Mean of the smallest perturbations found, each counted up to a cap",
+    )
+    yield MetricSpec(
+        name="amsd",
+        factory="rbl_metrics.perturbation:NormalisedDistance",
+        scope="cell",
+        direction="higher",
+        unit="of the pixel range",
+        summary="Size of the perturbations found per input value, comparable between image sizes",
+    )
+    yield MetricSpec(
+        name="amud",
+        factory="rbl_metrics.perturbation:Evenness",
+        scope="cell",
+        direction="none",
+        summary="How evenly the perturbations found are spread over the image: normalised entropy",
+    )
+    yield MetricSpec(
+        name="psnr",
+        factory="rbl_metrics.perturbation:SignalToNoise",
+        scope="cell",
+        direction="lower",
+        unit="dB",
+        summary="Peak signal-to-noise ratio of the perturbations found",
+    )
+    yield MetricSpec(
+        name="calibration-error",
+        factory="rbl_metrics.calibration:CalibrationError",
+        scope="cell",
+        direction="lower",
+        summary="Gap between confidence and accuracy, on clean images or under attack",
+        reference="arXiv:1706.04599",
+    )
+    yield MetricSpec(
+        name="nll",
+        factory="rbl_metrics.calibration:NegativeLogLikelihood",
+        scope="cell",
+        direction="lower",
+        unit="nats",
+        summary="Mean negative log-likelihood of the labels, on clean images or under attack",
+    )
+    yield MetricSpec(
+        name="brier",
+        factory="rbl_metrics.calibration:BrierScore",
+        scope="cell",
+        direction="lower",
+        summary="Mean squared error of the probabilities, on clean images or under attack",
+        reference="doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2",
+    )
+    yield MetricSpec(
+        name="adversarial-detection",
+        factory="rbl_metrics.detection:AdversarialDetection",
+        scope="cell",
+        direction="higher",
+        unit="AUROC",
+        summary="How well a score of the logits tells clean images from those that beat the defense",
+        reference="arXiv:1610.02136",
+    )
+    yield MetricSpec(
+        name="undetected-error",
+        factory="rbl_metrics.detection:UndetectedError",
+        scope="cell",
+        direction="lower",
+        unit="%",
+        summary="Share that is misclassified and not rejected by a detector with few false alarms",
     )
     yield MetricSpec(
         name="forwards",
@@ -61,10 +157,61 @@ def rbl_metrics() -> Iterator[MetricSpec]:
         summary="Backward passes that the attack spent per example",
     )
     yield MetricSpec(
+        name="queries",
+        factory="rbl_metrics.cost:Queries",
+        scope="cell",
+        direction="higher",
+        unit="queries",
+        summary="Queries that the attack spent on an example that it beat",
+    )
+    yield MetricSpec(
         name="seconds",
         factory="rbl_metrics.cost:Seconds",
         scope="cell",
         direction="lower",
         unit="s",
         summary="Wall-clock seconds that the cell took, over all attempts",
+    )
+    yield MetricSpec(
+        name="worst-case",
+        factory="rbl_metrics.accuracy:WorstCase",
+        scope="defense",
+        direction="higher",
+        unit="%",
+        summary="Share of all examples that are classified correctly and beaten by no attack inside the threat model",
+        reference="arXiv:2003.01690",
+    )
+    yield MetricSpec(
+        name="union-accuracy",
+        factory="rbl_metrics.ensembles:UnionAccuracy",
+        scope="defense",
+        direction="higher",
+        unit="%",
+        summary="Share that is classified correctly and beaten inside no part of a union of threat models",
+        reference="arXiv:1904.13000",
+    )
+    yield MetricSpec(
+        name="auac",
+        factory="rbl_metrics.curves:AreaUnderCurve",
+        scope="defense",
+        direction="higher",
+        unit="%",
+        summary="Mean robust accuracy over radii up to that of the threat model",
+    )
+    yield MetricSpec(
+        name="half-accuracy-radius",
+        factory="rbl_metrics.curves:HalfAccuracyRadius",
+        scope="defense",
+        direction="higher",
+        unit="in the threat's norm",
+        summary="Smallest radius at which at most half of the examples are robust",
+    )
+    yield MetricSpec(
+        name="average-case",
+        factory="rbl_metrics.corruption:AverageCase",
+        scope="defense",
+        direction="higher",
+        unit="%",
+        summary="Mean robust accuracy over attacks: over kinds and severities of common corruptions",
+        reference="arXiv:1903.12261",
     )
