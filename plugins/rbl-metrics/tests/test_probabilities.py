@@ -30,7 +30,7 @@ from rbl_metrics.detection import (
     detection,
     scores,
 )
-from robustbench_lite import Threat, UsageError
+from robustbench_lite import Threat, UsageError, import_torchvision
 
 INF = math.inf
 LINF = Threat.parse("linf:0.1")
@@ -233,6 +233,7 @@ def test_errors_that_pass_a_detector(make_cell):
 
 def test_calibration_errors_are_those_of_torchmetrics():
     """Bins are closed on the other side there, which matters to no continuous confidence."""
+    import_torchvision()  # torchmetrics imports it, too
     peer = pytest.importorskip("torchmetrics.functional.classification")
     import torch
 
