@@ -1,6 +1,6 @@
 """Which stored results are out of date: those whose key the plugins that are installed would not give any more.
 
-Tables leave them out: a column of an attack's version 1 beside one of its version 2 would lack a result in every row.
+Tables show them apart and never rank them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,11 @@ class Outdated:
 
     def why(self, spec: Spec) -> str:
         """Why a result is out of date; empty where it is not."""
-        return next((reason for _, identity in _parts(spec) if (reason := self._reasons[identity])), "")
+        return next(iter(self.parts(spec).values()), "")
+
+    def parts(self, spec: Spec) -> dict[str, str]:
+        """What of a result is out of date (``attack``, ``defense``, ``dataset``), and why."""
+        return {name[0]: reason for name, identity in _parts(spec) if (reason := self._reasons[identity])}
 
     def _version(self, kind: str, part: Spec) -> str:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite.leaderboard import Leaderboard
+    from robustbench_lite.leaderboard.tables import Stale
     from robustbench_lite.registry import Registry
-    from robustbench_lite.store import Store
+    from robustbench_lite.store import Cell, Store
 
 
 @click.command("report")
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     help="What to print: a terminal table, Markdown or CSV [terminal on a terminal, else Markdown].",
 )
 @click.option(
-    "--outdated", is_flag=True, help="Also results of other plugin versions, parameters or weights than are used now."
+    "--hide-outdated", is_flag=True, help="Leave out results of other plugin versions, parameters or weights than are used now."
 )
 @json_option
 @click.pass_obj
@@ -43,14 +44,17 @@ def command(
     threats: tuple[str, ...],
     out: Path | None,
     form: str,
-    outdated: bool,
+    hide_outdated: bool,
     as_json: bool,
 ) -> int:
     """Render leaderboards: one per data set, threat model and protocol version."""
     wanted = [Threat.parse(text) for text in threats]
     opened = open_store(store)
-    current = (lambda spec: True) if outdated else _current(app, opened)
-    found = make_tables(opened, app.registry(), current, extra=wanted)
+    cells = list(opened.cells())
+    stale = _outdated(app, cells)
+    if hide_outdated:
+        cells = [cell for cell in cells if not stale(cell.spec)]
+    found = make_tables(opened, cells, app.registry(), extra=wanted, stale=stale)
     tables = [t for t in found if dataset in (None, t.dataset) and (not wanted or t.threat in wanted)]
     if found and not tables:
         raise UsageError(f"no results in {opened.path} {_filter(dataset, threats)}", hint=_nearest(found, dataset))
@@ -81,33 +85,35 @@ def _nearest(found: Sequence[Leaderboard], dataset: str | None) -> str:
     return f"there are results of {'; '.join(titles)}"
 
 
-def _current(app: App, store: Store) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a result is what a run would compute now. Says how many are not, and why."""
+def _outdated(app: App, cells: Iterable[Cell]) -> Stale:
+    """What of a result is out of date, and why. Says how many are, and why."""
     from robustbench_lite.outdated import Outdated
 
-    specs = [cell.spec for cell in store.cells()]
+    specs = [cell.spec for cell in cells]
     outdated = Outdated(specs, app.registry(), app.data)
     for reason, number in sorted(Counter(why for spec in specs if (why := outdated.why(spec))).items()):
         stored = f"{number} stored results are" if number > 1 else "1 stored result is"
-        warn(f"{stored} left out of the tables: {reason} (rbl run computes anew; rbl report --outdated shows them)")
-    return lambda spec: not outdated.why(spec)
+        warn(f"{stored} out of date and not ranked: {reason} (rbl run computes anew)")
+    return outdated.parts
 
 
 def make_tables(
     store: Store,
+    cells: Sequence[Cell],
     registry: Registry,
-    wanted: Callable[[Mapping[str, Any]], bool],
     extra: Iterable[Threat] = (),
+    stale: Stale = lambda spec: {},
 ) -> list[Leaderboard]:
-    """The leaderboards of a store. wanted: by a cell's spec, whether to take it. extra: radii for minimal-norm cells."""
+    """The leaderboards of some cells of a store. extra: radii for minimal-norm cells. stale: why one is out of date."""
     from robustbench_lite.leaderboard import build_tables, metric_from, reference_from
 
     tables = build_tables(
-        store.results(wanted),
+        cells,
         metric=metric_from(registry),
         reference=reference_from(registry),
-        not_applicable=_not_applicable([cell.spec for cell in store.cells() if wanted(cell.spec)]),
+        not_applicable=_not_applicable([cell.spec for cell in cells]),
         threats=extra,
+        stale=stale,
         note=warn,
     )
     for message in store.messages:

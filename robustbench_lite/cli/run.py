@@ -151,13 +151,14 @@ def _report(
 ) -> int:
     """Print and write the tables of this run, and the exit code: 1 where a cell failed or nothing could be run."""
     from robustbench_lite.cli.report import make_tables, print_tables, write_tables
-    from robustbench_lite.store import Store, cell_key
+    from robustbench_lite.store import Store
     from robustbench_lite.threat import Threat
 
     wanted = {cell.key for cell in plan.cells if cell.key}
     store = Store.open(request.store, create=False, read_only=True)
     threats = {Threat.parse(cell.threat) for cell in plan.cells}
-    tables = make_tables(store, app.registry(), lambda spec: cell_key(spec) in wanted, sorted(threats, key=str))
+    cells = [cell for cell in store.cells() if cell.key in wanted]
+    tables = make_tables(store, cells, app.registry(), sorted(threats, key=str))
     if as_json:
         from robustbench_lite.leaderboard.json_table import to_json
 

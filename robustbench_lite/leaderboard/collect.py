@@ -1,4 +1,8 @@
-"""Reads results one by one and keeps of each only what tables need, so that memory stays small however large the store."""
+"""Sorts what a store holds into groups that can be compared, and reads one result at a time.
+
+Specs are sorted first and arrays are read later, defense by defense, so that memory holds the examples of one row and not of a
+whole store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +21,8 @@ from robustbench_lite.results import REJECTED, CellResult, MetricValue
 from robustbench_lite.store import canonical_json
 from robustbench_lite.threat import Threat
 
+Spec = Mapping[str, Any]
+
 # What a table reads of a spec; a record without it cannot be shown.
 _NEEDED = {
     "dataset": ("id", "version", "parameters", "fingerprint", "subset", "name"),
@@ -25,7 +31,7 @@ _NEEDED = {
     "attack": ("id", "version", "label", "access", "goal"),
 }
 
-# What robust accuracies and worst cases are computed from; the rest of a cell is dropped once its scalars are known.
+# What robust accuracies, worst cases and curves are computed from; the rest of a cell is dropped once its scalars are known.
 _KEPT_ARRAYS = ("index", "clean_correct", "success", "size")
 
 # The proposals worth a footnote, by ``rejected``. That a proposal is classified correctly (1) is what robustness means, and
@@ -38,6 +44,16 @@ _REMARKS = {
     6: "missing since the attack raised an error",
     8: "on which the defense's logits are not finite",
 }
+
+
+class Stored(Protocol):
+    """A result where it is stored: what was asked, and how to read what came of it. ``store.Cell`` is one."""
+
+    key: str
+    spec: Spec
+
+    def load_what_is_whole(self) -> CellResult:
+        """The result, with the arrays that could be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +76,7 @@ class Meter:
     """Calls a leaderboard's metrics and checks what comes back. Raises UsageError at once where one is not installed."""
 
     def __init__(self, metrics: Metrics, find: Callable[[str], Metric]) -> None:
+        self.metrics = metrics
         self._found = {identifier: find(identifier) for identifier in dict.fromkeys(astuple(metrics))}
 
     def __call__(self, identifier: str, subject: CellResult | Sequence[CellResult], threat: Threat) -> MetricValue | None:
@@ -76,17 +93,29 @@ class Meter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What is kept of a cell: a CellResult with four arrays (five, where an attack is made of others), and scalars.
+class Asked:
+    """A cell that is not read yet. attack, defense: what identifies its column and its row."""
 
-    attack, defense: what identifies its column and its row. done: it holds the examples it should. scalars: of a done cell,
-    ``forwards``, ``backwards`` and ``seconds`` where their metrics gave a number, ``median`` for a minimal-norm attack.
-    """
-
-    cell: CellResult
+    stored: Stored
     attack: str
     defense: str
     threat: Threat
+
+    def under(self, threat: Threat) -> bool:
+        """Whether it answers for that threat model: attacked in it, or a minimal-norm cell of its norm."""
+        return self.threat == threat or (self.threat.norm == threat.norm and math.isinf(self.threat.eps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept of a cell: a CellResult with four arrays (five, where an attack is made of others), and scalars.
+
+    done: it holds the examples it should. scalars: of a done cell, ``forwards``, ``backwards`` and ``seconds`` where their
+    metrics gave a number, ``median`` for a minimal-norm attack.
+    """
+
+    asked: Asked
+    cell: CellResult
     done: bool = False
     notes: tuple[str, ...] = ()
     scalars: Mapping[str, MetricValue] = field(default_factory=dict)
@@ -96,77 +125,96 @@ class Kept:
 class Group:
     """The cells over one data set and subset, protocol version and seed. asked: those, as in the cells' specs."""
 
-    asked: Mapping[str, Any]
-    cells: list[Kept] = field(default_factory=list)
+    asked: Spec
+    cells: list[Asked] = field(default_factory=list)
 
     def threats(self, wanted: Iterable[Threat]) -> list[Threat]:
         """The threat models with a size: those that were attacked, and those of ``wanted`` that minimal-norm cells answer."""
-        norms = {kept.threat.norm for kept in self.cells if math.isinf(kept.threat.eps)}
-        asked = [kept.threat for kept in self.cells] + [threat for threat in wanted if threat.norm in norms]
+        norms = {cell.threat.norm for cell in self.cells if math.isinf(cell.threat.eps)}
+        asked = [cell.threat for cell in self.cells] + [threat for threat in wanted if threat.norm in norms]
         spelled: dict[Threat, Threat] = {}
         for threat in asked:
             if math.isfinite(threat.eps):
                 spelled[threat] = min(spelled.get(threat, threat), threat, key=lambda t: (len(str(t)), str(t)))
         return list(spelled.values())
 
-    def under(self, threat: Threat) -> list[Kept]:
-        """The cells of that threat model, and the minimal-norm cells of its norm."""
-        return [k for k in self.cells if k.threat == threat or (k.threat.norm == threat.norm and math.isinf(k.threat.eps))]
 
-
-def collect(results: Iterable[CellResult], metrics: Metrics, meter: Meter, note: Callable[[str], None]) -> list[Group]:
-    """Read all results into groups, in a fixed order. note: told of each cell whose record cannot be understood."""
+def collect(cells: Iterable[Stored], note: Callable[[str], None]) -> list[Group]:
+    """Sort cells into groups, in a fixed order. note: told of each cell whose record cannot be understood."""
     groups: dict[str, Group] = {}
-    indices: dict[bytes, np.ndarray] = {}
-    for cell in results:
-        if problem := _problem(cell):
-            note(f"cell {plain(cell.key)[:12]} is in no table: {plain(problem)}")
+    for cell in cells:
+        if problem := _problem(cell.spec):
+            note(not_shown(cell.key, problem))
             continue
-        kept = _keep(cell, metrics, meter, indices)
         dataset = {key: cell.spec["dataset"][key] for key in _NEEDED["dataset"]}
         asked = canonical_json({"dataset": dataset, "protocol": cell.spec["protocol"], "seed": cell.spec["seed"]})
-        groups.setdefault(asked, Group(json.loads(asked))).cells.append(kept)
+        groups.setdefault(asked, Group(json.loads(asked))).cells.append(
+            Asked(
+                stored=cell,
+                attack=canonical_json(cell.spec["attack"]),
+                defense=canonical_json(cell.spec["defense"]),
+                threat=Threat.parse(cell.spec["threat"]),
+            )
+        )
     return [groups[key] for key in sorted(groups)]
 
 
-def _problem(cell: CellResult) -> str:
+def not_shown(key: str, problem: str) -> str:
+    """What is said of a cell that is in no table."""
+    return f"cell {plain(key)[:12]} is in no table: {plain(problem)}"
+
+
+def _problem(spec: Spec) -> str:
     """What keeps a cell's record from being understood, in words; empty for a sound one."""
     for part, keys in _NEEDED.items():
-        if absent := [key for key in keys if key not in cell.spec.get(part, {})]:
+        if absent := [key for key in keys if key not in spec.get(part, {})]:
             return f"its {part} lacks {', '.join(absent)}"
-    if cell.n and (absent := [name for name in (*_KEPT_ARRAYS, "rejected", "unstable") if name not in cell.arrays]):
-        return f"it has no array {', '.join(absent)}"
     try:
-        str(cell.threat)
+        Threat.parse(spec["threat"])
     except RblError as error:
         return error.message
     return ""
 
 
-def _keep(cell: CellResult, metrics: Metrics, meter: Meter, indices: dict[bytes, np.ndarray]) -> Kept:
-    wanted = _KEPT_ARRAYS + ("member",) * ("member" in cell.arrays)
-    arrays = {name: np.array(cell.arrays[name]) for name in wanted} if cell.n else {}
-    if arrays:  # nearly all cells are over the same examples: hold that list once
-        arrays["index"] = indices.setdefault(arrays["index"].tobytes(), arrays["index"])
-    kept = Kept(
-        cell=replace(cell, arrays=arrays, environment={}),
-        attack=canonical_json(cell.spec["attack"]),
-        defense=canonical_json(cell.spec["defense"]),
-        threat=cell.threat,
-        done=cell.status == "done" and cell.n > 0,
-    )
-    if not kept.done:
-        return kept
-    notes = list(remarks(cell))
-    scalars: dict[str, MetricValue] = {}
-    for name in ["forwards", "backwards", "seconds"] + ["median"] * math.isinf(kept.threat.eps):
-        try:
-            value = meter(getattr(metrics, name), cell, kept.threat)
-        except RblError as error:  # costs its own number only
-            notes.append(error.message)
-        else:
-            scalars |= {} if value is None else {name: value}
-    return replace(kept, notes=tuple(map(plain, notes)), scalars=scalars)
+class Reader:
+    """Reads cells one by one and keeps of each what tables need. note: told of those that cannot be understood."""
+
+    def __init__(self, meter: Meter, note: Callable[[str], None]) -> None:
+        self._meter = meter
+        self._note = note
+        self._indices: dict[bytes, np.ndarray] = {}
+
+    def read(self, asked: Asked) -> Kept | None:
+        """What is kept of a cell; None where it cannot be understood."""
+        cell = asked.stored.load_what_is_whole()
+        if cell.n and (absent := [name for name in (*_KEPT_ARRAYS, "rejected", "unstable") if name not in cell.arrays]):
+            self._note(not_shown(cell.key, f"it has no array {', '.join(absent)}"))
+            return None
+        wanted = _KEPT_ARRAYS + ("member",) * ("member" in cell.arrays)
+        arrays = {name: np.array(cell.arrays[name]) for name in wanted} if cell.n else {}
+        if arrays:  # nearly all cells are over the same examples: hold that list once
+            arrays["index"] = self._indices.setdefault(arrays["index"].tobytes(), arrays["index"])
+        done = cell.status == "done" and cell.n > 0
+        notes, scalars = self._scalars(cell, asked.threat) if done else ([], {})
+        return Kept(
+            asked=asked,
+            cell=replace(cell, arrays=arrays, environment={}),
+            done=done,
+            notes=tuple(map(plain, notes)),
+            scalars=scalars,
+        )
+
+    def _scalars(self, cell: CellResult, threat: Threat) -> tuple[list[str], dict[str, MetricValue]]:
+        """Remarks on a whole cell, and its numbers."""
+        notes, scalars = [*remarks(cell)], dict[str, MetricValue]()
+        for name in ["forwards", "backwards", "seconds"] + ["median"] * math.isinf(threat.eps):
+            try:
+                value = self._meter(getattr(self._meter.metrics, name), cell, threat)
+            except RblError as error:  # costs its own number only
+                notes.append(error.message)
+            else:
+                scalars |= {} if value is None else {name: value}
+        return notes, scalars
 
 
 def remarks(cell: CellResult) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ def render(table: Leaderboard) -> str:
     for name in ("clean accuracy", "worst case", *(attack.label for attack in table.attacks)):
         header += [name, f"{name} low", f"{name} high"]
     header += [f"{attack.label} status" for attack in table.attacks]
-    header += ["forwards", "backwards", "seconds", "flags", "notes", "reference"]
+    header += ["forwards", "backwards", "seconds", "not ranked because", "flags", "notes", "reference"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([safe(name) for name in header])
@@ -38,10 +38,11 @@ def _cells(table: Leaderboard, row: Row) -> list[str]:
     for value in (row.clean, row.worst, *(entry.value for entry in row.entries)):
         found += _value(value)
     found += [f"{entry.status} {entry.progress}".strip() for entry in row.entries]
-    found += [_number(row.forwards), _number(row.backwards), _number(row.seconds)]
+    found += [_number(row.cost.forwards), _number(row.cost.backwards), _number(row.cost.seconds)]
     labelled = [
         f"{attack.label}: {note}" for attack, entry in zip(table.attacks, row.entries, strict=True) for note in entry.notes
     ]
+    found.append(safe("; ".join(row.unranked)))
     return [*found, safe("; ".join(row.flags)), safe("; ".join([*row.notes, *labelled])), safe(row.reference)]
 
 

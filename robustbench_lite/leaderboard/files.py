@@ -1,8 +1,8 @@
 """Writes leaderboards to a folder: ``digits-linf.md``, ``.json`` and ``.csv``, each whole or not at all.
 
 The plain name ``<data set>-<norm>`` is that of the default run: the radius that the protocol sets (the only radius, where it
-sets none), the default protocol in its newest version, the most examples, seed 0. Other tables have what differs added to
-their names.
+sets none), the default protocol in its newest version, the most examples, seed 0, the data as they are now. Other tables have
+what differs added to their names.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def _telling(table: Leaderboard, tables: Sequence[Leaderboard], radii: Radii) ->
         yield f"n{table.n}"
     if table.seed:
         yield f"seed{table.seed}"
+    if table.outdated:
+        yield "outdated"
 
 
 def _read(path: Path) -> Any:

@@ -57,7 +57,8 @@ def _row(table: Leaderboard, row: Row) -> dict[str, Any]:
         "clean_accuracy": _value(row.clean),
         "worst_case": _value(row.worst),
         "attacks": {attack.label: _entry(entry) for attack, entry in zip(table.attacks, row.entries, strict=True)},
-        "cost": {"forwards": row.forwards, "backwards": row.backwards, "seconds": row.seconds},
+        "cost": {"forwards": row.cost.forwards, "backwards": row.cost.backwards, "seconds": row.cost.seconds},
+        "not_ranked_because": list(row.unranked),
         "flags": list(row.flags),
         "notes": list(row.notes),
     }

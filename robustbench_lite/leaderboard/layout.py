@@ -39,16 +39,34 @@ class Footnotes:
 
 
 def main_grid(table: Leaderboard, escape: Escape, notes: Footnotes, link: Escape | None = None) -> Grid:
-    """One row per defense. escape: makes a text from a plugin safe; link: shows references, where there is room for them."""
-    header = ["rank", "defense", "clean", "worst case", *(escape(a.label) for a in table.attacks)]
-    header += ["forwards", "backwards", "seconds"]
-    rows = [_row(row, escape, notes) for row in table.rows]
-    numeric = [True, False, *[True] * (len(header) - 2)]
+    """One row per ranked defense. escape: makes a text from a plugin safe; link: shows references, where there is room."""
+    return _grid(table, ("rank", "defense"), [[str(row.rank), _named(row, escape, notes)] for row in table.ranked],
+                 table.ranked, escape, notes, link)  # fmt: skip
+
+
+def apart_grid(table: Leaderboard, escape: Escape, notes: Footnotes, link: Escape | None = None) -> Grid:
+    """One row per defense without a rank, with the reasons instead; otherwise as ``main_grid``."""
+    starts = [[_named(row, escape, notes), escape("; ".join(row.unranked))] for row in table.unranked]
+    return _grid(table, ("defense", "why it has no rank"), starts, table.unranked, escape, notes, link)
+
+
+def _grid(
+    table: Leaderboard,
+    first: tuple[str, str],
+    starts: Sequence[list[str]],
+    rows: Sequence[Row],
+    escape: Escape,
+    notes: Footnotes,
+    link: Escape | None,
+) -> Grid:
+    header = [*first, "clean", "worst case", *(escape(a.label) for a in table.attacks), "forwards", "backwards", "seconds"]
+    cells = [[*start, *_row(row, notes)] for start, row in zip(starts, rows, strict=True)]
+    numeric = [first[0] == "rank", False, *[True] * (len(header) - 2)]
     if link is not None:
         header.append("reference")
         numeric.append(False)
-        rows = [[*cells, link(row.reference)] for cells, row in zip(rows, table.rows, strict=True)]
-    return Grid(header, rows, numeric)
+        cells = [[*each, link(row.reference)] for each, row in zip(cells, rows, strict=True)]
+    return Grid(header, cells, numeric)
 
 
 def median_grid(table: Leaderboard, escape: Escape) -> Grid | None:
@@ -73,16 +91,18 @@ def member_grids(table: Leaderboard, escape: Escape) -> list[tuple[str, Grid]]:
     return found
 
 
-def _row(row: Row, escape: Escape, notes: Footnotes) -> list[str]:
+def _named(row: Row, escape: Escape, notes: Footnotes) -> str:
+    return escape(row.defense) + notes.mark(row.notes)
+
+
+def _row(row: Row, notes: Footnotes) -> list[str]:
     return [
-        DASH if row.rank is None else str(row.rank),
-        escape(row.defense) + notes.mark([*(f"flagged: {flag}" for flag in row.flags), *row.notes]),
         percent(row.clean),
         percent(row.worst),
-        *(_entry(entry) + notes.mark(entry.notes) for entry in row.entries),
-        count(row.forwards),
-        count(row.backwards),
-        count(row.seconds),
+        *(_entry(entry) + (notes.mark(entry.notes) if entry.whole else "") for entry in row.entries),
+        count(row.cost.forwards),
+        count(row.cost.backwards),
+        count(row.cost.seconds),
     ]
 
 
@@ -125,8 +145,8 @@ def legend(table: Leaderboard) -> list[str]:
             "Unrestricted: every image counts. What an attack may do to one is for its parameters to say (rbl show ATTACK), so "
             "the columns are threat models of their own, and the worst case is over those that are shown."
         )
-    if any(row.rank is None for row in rows):
-        said.append("Rows without a rank lack a result, or are flagged: see their footnotes.")
+    if table.unranked:
+        said.append("Rows without a rank are flagged, lack a result, or are out of date. Do not compare their numbers.")
     if any(entry.status == NOT_APPLICABLE for row in rows for entry in row.entries):
         said.append(f"{DASH} in an attack's column: it does not apply to that defense; the worst case is over the others.")
     return said

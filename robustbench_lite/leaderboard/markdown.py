@@ -6,7 +6,7 @@ import re
 
 from tabulate import tabulate
 
-from robustbench_lite.leaderboard.layout import Footnotes, Grid, facts, legend, main_grid, median_grid, member_grids
+from robustbench_lite.leaderboard.layout import Footnotes, Grid, apart_grid, facts, legend, main_grid, median_grid, member_grids
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import link, plain
 
@@ -16,11 +16,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!])")
 def render(table: Leaderboard, *, command: str = "rbl report") -> str:
     """The table with its facts, footnotes and legend. command: what makes it again."""
     notes = Footnotes()
-    main = main_grid(table, escape, notes, _reference)
+    main, apart = main_grid(table, escape, notes, _reference), apart_grid(table, escape, notes, _reference)
     blocks = [
         f"# {escape(table.title)}",
         "\n".join(f"- {name}: {escape(text)}" for name, text in facts(table)) + f"\n- made by: {code(command)}",
-        _pipes(main),
+        _pipes(main) if main.rows else "",
+        f"Not ranked:\n\n{_pipes(apart)}" if apart.rows else "",
         "\n".join(f"{i}. {escape(text)}" for i, text in enumerate(notes.texts, 1)),
     ]
     if medians := median_grid(table, escape):

@@ -11,17 +11,19 @@ from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
 
 NOT_APPLICABLE = "not-applicable"
+STALE = "stale"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A column. label: unique within the table."""
+    """A column. label: unique within the table. surrogates: labels of the defenses that it is crafted on, for transfer."""
 
     label: str
     id: str
     version: int
     access: str
     goal: str
+    surrogates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,28 @@ class Credit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What attacking cost: forwards and backwards in passes per example, seconds of wall clock; None where not known."""
+
+    forwards: float | None = None
+    backwards: float | None = None
+    seconds: float | None = None
+
+    @property
+    def passes(self) -> float | None:
+        """Forward and backward passes per example; None where neither is known."""
+        known = [number for number in (self.forwards, self.backwards) if number is not None]
+        return sum(known) if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One defense under one attack.
 
-    status: of the stored cell (``results.STATUSES``), or ``not-applicable``. value: robust accuracy, of a done cell only.
-    progress: ``256/2000`` examples of a partial cell. median: the median smallest perturbation, of minimal-norm attacks only.
-    members: who beat how many, for an attack made of others. notes: why there is no value, or what to know about it.
+    status: of the stored cell (``results.STATUSES``), ``stale`` where only a result of another version of the attack is stored,
+    or ``not-applicable``. value: robust accuracy, of a done cell only. progress: ``256/2000`` examples of a partial cell.
+    median: the median smallest perturbation, of minimal-norm attacks only. members: who beat how many, for an attack made of
+    others. notes: why there is no value, or what to know about it. key: of the stored cell. cost: of a done cell.
     """
 
     status: str
@@ -47,6 +65,8 @@ class Entry:
     median: MetricValue | None = None
     members: tuple[Credit, ...] = ()
     notes: tuple[str, ...] = ()
+    key: str = ""
+    cost: Cost = Cost()
 
     @property
     def whole(self) -> bool:
@@ -55,12 +75,25 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RadiusCurve:
+    """Robust accuracy at growing radii: points (radius, accuracy, low, high), the first at 0, with 95 % intervals.
+
+    step: each point holds up to the next one (a minimal-norm attack answers for every radius); otherwise these radii were
+    attacked and nothing is known in between.
+    """
+
+    points: tuple[tuple[float, float, float, float], ...]
+    step: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One defense. entries: in the order of the table's attacks.
 
-    rank: None where a cell is missing or failed, or where there are flags. weights: sha256, or None. clean, worst: None where
-    they cannot be given. forwards, backwards: passes per example, seconds: wall clock; sums over the done cells. flags: why
-    the numbers cannot be trusted; verdicts: what every check found, ``fail`` ones among the flags; notes: what else to know.
+    rank: None where a cell is missing or failed, or where there are flags; unranked: the reasons, in words. weights: sha256,
+    or None. clean, worst: None where they cannot be given. cost: sums over the done cells. curve: worst case over all radii at
+    which the defense was attacked. flags: why the numbers cannot be trusted; verdicts: what every check found, ``fail`` ones
+    among the flags; notes: what else to know. stale: why all of it is out of date.
     """
 
     rank: int | None
@@ -73,12 +106,13 @@ class Row:
     clean: MetricValue | None = None
     entries: tuple[Entry, ...]
     worst: MetricValue | None = None
-    forwards: float | None = None
-    backwards: float | None = None
-    seconds: float | None = None
+    cost: Cost = Cost()
+    curve: RadiusCurve | None = None
+    unranked: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    stale: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +131,21 @@ class Leaderboard:
     n: int | None
     attacks: tuple[Attack, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows with a rank, best first."""
+        return tuple(row for row in self.rows if row.rank is not None)
+
+    @property
+    def unranked(self) -> tuple[Row, ...]:
+        """The rows without a rank: flagged, lacking results, or out of date."""
+        return tuple(row for row in self.rows if row.rank is None)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether nothing in it is up to date, as after a change of the data."""
+        return all(row.stale for row in self.rows)
 
     @property
     def title(self) -> str:

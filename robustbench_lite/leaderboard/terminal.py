@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lite.leaderboard.layout import Footnotes, Grid, facts, legend, main_grid, median_grid, member_grids
+from robustbench_lite.leaderboard.layout import Footnotes, Grid, apart_grid, facts, legend, main_grid, median_grid, member_grids
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import plain
 
@@ -32,7 +32,11 @@ class _Rendered:
         notes = Footnotes()
         said = dict(facts(self.table))
         yield Text(plain(f"{self.table.title}: {said['protocol']}, {said['examples']}"), style="bold")
-        yield from _tables(main_grid(self.table, plain, notes), options.max_width, fixed=2)
+        if self.table.ranked:
+            yield from _tables(main_grid(self.table, plain, notes), options.max_width, fixed=2)
+        if self.table.unranked:
+            yield Text("Not ranked", style="bold")
+            yield from _tables(apart_grid(self.table, plain, notes), options.max_width, fixed=1)
         yield from (Text(f"{i}. {text}") for i, text in enumerate(notes.texts, 1))
         if medians := median_grid(self.table, plain):
             yield Text(f"Median smallest perturbation ({self.table.threat.norm}), 95 % bootstrap intervals", style="bold")

@@ -31,9 +31,8 @@ def registry():
     return found
 
 
-def test_metrics_come_from_the_registry(registry, make_cell):
-    cells = [make_cell(beaten=range(10))]
-    (table,) = build_tables(cells, metric=metric_from(registry), reference=reference_from(registry))
+def test_metrics_come_from_the_registry(registry, make_cell, one):
+    table = one([make_cell(beaten=range(10))], metric=metric_from(registry), reference=reference_from(registry))
     assert table.rows[0].worst.value == 0.75
     assert table.rows[0].reference == ""  # rbl/d is not installed
 
@@ -43,16 +42,16 @@ def test_references_come_from_the_registry(registry):
     assert reference_from(registry)("defense", "gone/shield") == ""
 
 
-def test_a_metric_that_is_not_installed_says_what_to_install(make_cell):
+def test_a_metric_that_is_not_installed_says_what_to_install():
     with pytest.raises(UsageError, match="needs the metric rbl/clean-accuracy") as caught:
-        build_tables([make_cell()], metric=metric_from(Registry()))
+        build_tables([], metric=metric_from(Registry()))
     assert caught.value.hint == "pip install rbl-metrics"
 
 
-def test_a_stranger_s_metric_that_is_missing_or_broken_is_named(registry, make_cell):
+def test_a_stranger_s_metric_that_is_missing_or_broken_is_named(registry):
     for name in ("lab/nothing", "lab/broken"):
         with pytest.raises(Exception, match=name):
-            build_tables([make_cell()], metric=metric_from(registry), metrics=Metrics(worst=name))
+            build_tables([], metric=metric_from(registry), metrics=Metrics(worst=name))
 
 
 def test_leaderboards_import_no_torch():
