@@ -442,9 +442,13 @@ class Cell:
         make_folder(folder)
         attempt = Attempt(folder / f"{_now()}-{os.getpid()}-{secrets.token_hex(4)}.json", environment)
         self.end_attempts("crashed", "the process ended without a report")
-        for place in (self.folder, folder, self.examples_folder):
-            remove_leftovers(place)
+        self.tidy_up()
         return attempt
+
+    def tidy_up(self) -> None:
+        """Remove what writers left unfinished that are dead."""
+        for place in (self.folder, self.folder / "attempts", self.examples_folder):
+            remove_leftovers(place)
 
     def end_attempts(self, status: str, reason: str, *, pid: int | None = None) -> int:
         """Record how attempts ended whose process is dead and left them ``running``; returns how many there were.

@@ -80,6 +80,9 @@ def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **optio
 
     store = Store.open(request.store)
     plan = make_plan(request, registry, store)
+    for cell in plan.cells:
+        if cell.state == "cached":  # nobody works on it again: the others are tidied up by who does
+            store.cell(cell.spec).tidy_up()
     statuses = _execute(app, request, plan)
     for message in store.messages:
         warn(message)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_lite.lease import holder
+from robustbench_lite.lease import holder, temporary_path
 from robustbench_lite.store import Store
 from tests.forked import Forge, Run
 from tests.support import TOY
@@ -146,3 +146,19 @@ def test_nothing_left_to_do_computes_nothing(tmp_path: Path, forged: Forge) -> N
     assert again.wait() == 0
     assert len(calls(tmp_path)) == before == SHARDS
     assert "nothing left to run: 2 cells stored" in again.said
+
+
+def test_what_a_writer_left_in_a_finished_cell_goes_with_the_next_run(
+    tmp_path: Path, forged: Forge, uninterrupted: tuple[Arrays, dict[str, float]]
+) -> None:
+    """Killed between the commit of a cell and the end of its record."""
+    assert start(forged, tmp_path, "--executor", "inline").wait() == 0
+    record = next((tmp_path / "store").glob("cells/*/*/attempts/*.json"))
+    writer = temporary_path(record.parent)
+    dead = start(forged, tmp_path, "--dry-run")
+    assert dead.wait() == 0
+    left = writer.with_name(writer.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    left.write_bytes(record.read_bytes()[:10])
+    assert start(forged, tmp_path, "--executor", "inline").wait() == 0
+    assert not left.exists()
+    check(arrays(tmp_path), uninterrupted[0])
