@@ -97,6 +97,34 @@ def test_a_list_of_attacks_goes_with_the_custom_version(wrong: dict[str, str]) -
         attack(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("selector", "label"),
+    [
+        ("autoattack[steps=20,queries=500]", "autoattack[steps=20,queries=500]"),
+        ("autoattack[version=plus,queries=500]", "autoattack[version=plus,queries=500]"),
+        ("autoattack[version=rand,steps=20,queries=500]", "autoattack[version=rand,steps=20]"),
+        ("autoattack[version=custom,attacks=[fgsm],steps=20,queries=500]", "autoattack[version=custom,attacks=[fgsm]]"),
+    ],
+)
+def test_values_that_no_member_takes_are_no_part_of_its_name_or_key(selector: str, label: str) -> None:
+    found, plain = resolve_attack(registry(), selector), resolve_attack(registry(), label)
+    assert found.label == label
+    assert found.spec() == plain.spec()
+
+
+def test_a_protocol_sets_only_what_counts() -> None:
+    overrides = {"rbl/autoattack": {"steps": 20, "queries": 500}}
+    labels = {
+        version: resolve_attack(registry(), f"autoattack[{version}]", overrides).label
+        for version in ("version=standard", "version=rand", "version=custom,attacks=[fgsm]")
+    }
+    assert labels == {
+        "version=standard": "autoattack[steps=20,queries=500]",
+        "version=rand": "autoattack[version=rand,steps=20]",
+        "version=custom,attacks=[fgsm]": "autoattack[version=custom,attacks=[fgsm]]",
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------- strength
 
 # What auto-attack's standard version leaves of 400 examples.

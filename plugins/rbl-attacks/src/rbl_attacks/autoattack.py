@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from robustbench_lite import Randomness, Target, Threat
+
+# Parameters that no member takes, by version.
+UNUSED = {"rand": ("queries",), "custom": ("steps", "queries")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,9 @@ class AutoAttack:
     version: ``standard``: apgd-ce, apgd-t, fab-t and square; under l1 apgd-ce has 5 restarts and apgd-t 5 targets. ``plus``:
     also apgd-dlr and fab, these and apgd-ce with 5 restarts. ``rand``, for stochastic defenses: apgd-ce and apgd-dlr, averaged
     over the protocol's draws. ``custom``: what ``attacks`` names. attacks: selectors, in order, for ``custom``. steps: gradient
-    steps of each member's runs. queries: of square. Lower both for a quick look; members of ``custom`` have their own.
+    steps of each member's runs. queries: of square. Lower both for a quick look. Where no member takes them (queries with
+    ``rand``, both with ``custom``, whose selectors say what to set) they return to their defaults: what has no effect is no
+    part of a result's name or key.
 
     With fewer classes than their losses need, apgd-dlr and apgd-t climb others, and say so in the record of the run.
     """
@@ -31,6 +36,9 @@ class AutoAttack:
     def __post_init__(self) -> None:
         if bool(self.attacks) != (self.version == "custom"):
             raise ValueError("attacks=[...] goes with version=custom, and version=custom with attacks=[...]")
+        for field in fields(self):
+            if field.name in UNUSED.get(self.version, ()):
+                object.__setattr__(self, field.name, field.default)
 
     def members(self, threat: Threat) -> tuple[str, ...]:
         """The attacks in the order in which they run."""
