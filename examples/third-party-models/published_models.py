@@ -11,6 +11,7 @@ README.md beside this file says where the files come from and what is known of t
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(ABC):
     """What the six share: a state dict in a file, whose tensors come in the order of the architecture's.
 
     file: its name in the folder $RBL_MODELS, or a path; any file of the same architecture will do.
@@ -62,9 +63,9 @@ class Published:
 
     origin = ""  # where the file is published; no annotation, hence no parameter
 
+    @abstractmethod
     def architecture(self) -> nn.Module:
         """The module, untrained: [0, 1] NCHW in, logits out."""
-        raise NotImplementedError
 
     def __call__(self, info: DatasetInfo, weights: Path | None) -> nn.Module:
         from robustbench_lite.weights import load_state

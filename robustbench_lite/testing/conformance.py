@@ -11,6 +11,7 @@ reason. A class may override a test, to skip it with a reason of its own. pytest
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,7 +26,7 @@ from robustbench_lite.testing.defense_subject import DefenseSubject
 from robustbench_lite.testing.metric import METRIC_SUITE, MetricSubject
 
 
-class _Conformance:
+class _Conformance(ABC):
     """What the four have in common. plugins: one-file plugins to load beside the installed ones, as ``rbl --plugin`` does."""
 
     plugins: ClassVar[Sequence[Path]] = ()
@@ -36,9 +37,9 @@ class _Conformance:
         return load(cls.plugins)
 
     @classmethod
+    @abstractmethod
     def make_subject(cls) -> Subject:
         """The object under test."""
-        raise NotImplementedError
 
     @classmethod
     def subject(cls) -> Subject:
