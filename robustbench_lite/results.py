@@ -27,15 +27,13 @@ REJECTED = (
 # Where the stored point comes from: the values of the array ``source``.
 SOURCES = ("none", "proposed by the attack", "best seen by the target")
 
-STATUSES = ("done", "partial", "error", "timeout", "out-of-memory", "crashed", "missing")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """The stored result of one cell: a defense under an attack.
 
     spec is what was asked (``spec.json``), arrays are the per-example facts, all of length n (see ``judge.py`` for each),
-    and status says whether they are whole. seconds is the sum over all attempts.
+    and status says whether they are whole (``store.OUTCOMES``, or ``missing``). seconds is the sum over all attempts.
     """
 
     key: str

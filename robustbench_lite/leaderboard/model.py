@@ -53,7 +53,7 @@ class Cost:
 class Entry:
     """One defense under one attack.
 
-    status: of the stored cell (``results.STATUSES``), ``stale`` where only a result of another version of the attack is stored,
+    status: of the stored cell (see ``CellResult``), ``stale`` where only a result of another version of the attack is stored,
     or ``not-applicable``. value: robust accuracy, of a done cell only. progress: ``256/2000`` examples of a partial cell.
     median: the median smallest perturbation, of minimal-norm attacks only. members: who beat how many, for an attack made of
     others. notes: why there is no value, or what to know about it. key: of the stored cell. cost: of a done cell.
