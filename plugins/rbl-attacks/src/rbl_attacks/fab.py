@@ -113,7 +113,7 @@ class FABT(FastAdaptiveBoundary):
     """Towards one class at a time: each of the ``targets`` wrong classes with the largest logits at the clean image.
 
     Other parameters as in FAB. Without a radius every class is tried and the smallest point kept; the reference stops at the
-    first class that succeeds, which leaves up to 10 % on linear models.
+    first class that succeeds, which need not be the nearest.
     """
 
     targets: Annotated[int, Field(ge=1)] = 9
