@@ -118,15 +118,23 @@ def _distance(margin: Vector, slope: Vector, room: Vector, norm: str, channels: 
         before = np.cumsum(slope * room, axis=1) - slope * room
         needed = np.clip((margin[:, None] - before) / np.maximum(slope, 1e-300), 0, room)
         size = needed.sum(1)
-    elif norm in ("l2", "linf"):  # move_i = min(t * slope_i or t, room_i), with the least t that is enough
-        rate = slope if norm == "l2" else np.ones_like(slope)
-        low, high = np.zeros(len(gain)), (room / np.maximum(rate, 1e-300)).max(1)
-        for _ in range(100):
-            middle = (low + high) / 2
-            enough = (slope * np.minimum(middle[:, None] * rate, room)).sum(1) >= margin
-            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        move = np.minimum(high[:, None] * rate, room)
+    elif norm in ("l2", "linf"):  # move_i = min(t * rate_i, room_i), with the least t that is enough
+        rate = slope if norm == "l2" else np.sign(slope)
+        move = np.minimum(_least(margin, slope, rate, room)[:, None] * rate, room)
         size = np.sqrt((move**2).sum(1)) if norm == "l2" else move.max(1)
     else:
         raise ValueError(f"no closed form for norm {norm!r}")
     return np.where(gain.sum(1) < margin, np.inf, size)
+
+
+def _least(margin: Vector, slope: Vector, rate: Vector, room: Vector) -> Vector:
+    """(n,) the least t at which the moves min(t * rate, room) lower ``margin`` to zero; where none does, any."""
+    stop = np.divide(room, rate, out=np.zeros_like(room), where=rate > 0)  # the t at which a value is at its face
+    order = np.argsort(stop, axis=1)
+    stop, gain, push = (np.take_along_axis(each, order, 1) for each in (stop, slope * room, slope * rate))
+    held = np.cumsum(gain, axis=1) - gain  # by the values that are at their faces before this one
+    moving = np.cumsum(push[:, ::-1], axis=1)[:, ::-1]
+    wanted = np.divide(margin[:, None] - held, moving, out=np.full_like(held, np.inf), where=moving > 0)
+    enough = wanted <= stop
+    first = np.take_along_axis(wanted, enough.argmax(1)[:, None], 1)[:, 0]
+    return np.where(enough.any(1), first, stop[:, -1])

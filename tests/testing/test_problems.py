@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_lite.testing import Problem
+from robustbench_lite.testing import Linear, Problem
 from robustbench_lite.testing.closed_form import smallest_eps
 from robustbench_lite.testing.problems import distances
 
@@ -22,6 +22,23 @@ def test_distances_are_the_closed_form_to_the_nearest_class(norm: str, classes: 
         x = image.double().flatten().numpy()
         others = [k for k in range(classes) if k != label]
         expected = min(smallest_eps(x, weight[label] - weight[k], float(bias[label] - bias[k]), norm) for k in others)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tiny", [0.0, 1e-40, 1e-12])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_values_of_no_or_hardly_any_weight_stay_where_they_are(norm: str, tiny: float) -> None:
+    """Classes 0 and 1 have a third of their weights in common, or nearly so."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(2, 12, generator=generator)
+    weight[:, ::3] = torch.tensor([[tiny], [0.0]])
+    x = (torch.rand(8, 1, 3, 4, generator=generator) * 1.5 - 0.25).clamp(0, 1)
+    model = Linear(weight, -weight.sum(1) / 2)
+    y = model(x).argmax(1)
+    w, b = (weight[0] - weight[1]).double().numpy(), float(model.bias.detach().double().diff())
+    for image, label, found in zip(x, y.tolist(), distances(model, x, y, norm), strict=True):
+        sign = 1 - 2 * label
+        expected = smallest_eps(image.double().flatten().numpy(), sign * w, -sign * b, norm)
         assert found == pytest.approx(expected, rel=1e-6)
 
 
