@@ -81,6 +81,14 @@ def invoke(*arguments: object, plugin: Path | None = TOY, code: int = 0) -> Said
     return said
 
 
+def written(folder: Path, name: str, text: str) -> Path:
+    """A plugin of one file, ``name``.py in that folder; it will be imported anew where one of that name was before."""
+    sys.modules.pop(name, None)
+    file = folder / f"{name}.py"
+    file.write_text(text)
+    return file
+
+
 def failures(outcomes: Iterable[Outcome]) -> dict[str, str]:
     """The reasons of the conformance checks that failed, by their names."""
     return {outcome.check: outcome.reason for outcome in outcomes if outcome.status == "failed"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import resolve_dataset, resolve_defense
 from robustbench_lite.store import Store, cell_key
-from tests.support import TOY
+from tests.support import TOY, written
 
 LAB = """
 from dataclasses import dataclass
@@ -98,10 +97,7 @@ class Sick:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    lab = tmp_path_factory.mktemp("plugins") / "lab.py"
-    lab.write_text(LAB)
-    sys.modules.pop("lab", None)
-    return load([TOY, lab])
+    return load([TOY, written(tmp_path_factory.mktemp("plugins"), "lab", LAB)])
 
 
 @pytest.fixture

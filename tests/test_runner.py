@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.runner import Workbench, WorkItem, environment, run_cell
 from robustbench_lite.store import Cell, Store
-from tests.support import TOY
+from tests.support import TOY, written
 
 ODD = '''
 from dataclasses import dataclass
@@ -99,10 +98,7 @@ class Odd:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    odd = tmp_path_factory.mktemp("plugins") / "odd.py"
-    odd.write_text(ODD)
-    sys.modules.pop("odd", None)
-    return load([TOY, odd])
+    return load([TOY, written(tmp_path_factory.mktemp("plugins"), "odd", ODD)])
 
 
 @pytest.fixture

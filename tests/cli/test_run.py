@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from robustbench_lite.cli import progress
 from robustbench_lite.store import Store
-from tests.support import TOY, invoke
+from tests.support import TOY, invoke, written
 
 REQUEST = {
     "dataset": "toy/blobs",
@@ -40,10 +39,9 @@ def options(**changes: object) -> list[str]:
 
 def plugin(folder: Path, version: int = 1, parameters: str = "", defense_version: int = 1) -> Path:
     """A plugin with one attack and one defense, of some version."""
-    file = folder / f"{version}{parameters[:1]}{defense_version}" / "lab.py"
-    file.parent.mkdir()
-    sys.modules.pop("lab", None)  # as in a new process
-    file.write_text(f"""
+    own = folder / f"{version}{parameters[:1]}{defense_version}"
+    own.mkdir()
+    text = f"""
 from dataclasses import dataclass
 from robustbench_lite import AttackSpec, DefenseSpec, hookimpl
 
@@ -72,8 +70,8 @@ class Grey:
         nn.init.constant_(module[1].weight[1].data, 1.0)
         module[1].bias.data = module[1].bias.data.new_tensor([8.0, -8.0])
         return module
-""")
-    return file
+"""
+    return written(own, "lab", text)
 
 
 def rows(done: Any) -> dict[str, dict[str, Any]]:
@@ -150,14 +148,14 @@ def test_what_cannot_be_run_is_skipped_with_a_reason(changes: dict[str, str], re
 
 
 def test_a_minimal_norm_attack_under_a_union_is_skipped(tmp_path: Path) -> None:
-    file = tmp_path / "lab.py"
-    sys.modules.pop("lab", None)
-    file.write_text(
+    file = written(
+        tmp_path,
+        "lab",
         "from robustbench_lite import AttackSpec, hookimpl\n@hookimpl\ndef rbl_attacks():\n"
         "    yield AttackSpec(name='both', factory='lab:Both', norms=('linf', 'l2', 'union'), access='scores', "
         "goal='minimal-norm')\n"
         "from dataclasses import dataclass\n@dataclass(frozen=True, kw_only=True)\nclass Both:\n"
-        "    def __call__(self, target, x, y, threat, rng):\n        return x\n"
+        "    def __call__(self, target, x, y, threat, rng):\n        return x\n",
     )
     request = options(attack="lab/both,toy/shift", threat="union:linf:0.1+l2:1")
     planned = invoke("--plugin", TOY, "plan", *request, "--json", plugin=file).json["cells"]
