@@ -76,20 +76,38 @@ def find_weights(
 
     Raises MissingWeights with the command that makes them, and UsageError for a file that does not fit.
     """
+    again = _train_command(entry, instance, selector or dataset)
+    found = _find(entry, instance, dataset, given, home, again)
+    card = read_card(found.path) if parts else {}
+    for name, now in (parts or {}).items():
+        then = card.get(name) or {}
+        changed = ", ".join(f"{key} {then.get(key)} then, {now[key]} now" for key in now if card and then.get(key) != now[key])
+        if changed:
+            raise UsageError(f"{found.path} was trained with a {name} that has changed since: {changed}", hint=again)
+    return found
+
+
+def _find(entry: Entry, instance: object, dataset: str, given: Path | None, home: Path, again: str) -> WeightsFile:
+    """again: the command that trains."""
     if given is not None:
         if not given.is_file():
             raise UsageError(f"no weights file {given} for {entry.id}", hint="--weights DEFENSE=FILE names an existing file")
-        return _checked(given, "given", entry, instance, dataset, parts)
+        return _checked(given, "given", entry, instance, dataset)
     for path, origin in _places(entry, instance, dataset, home):
         if path.is_file():
-            return _checked(path, origin, entry, instance, dataset, parts)
+            return _checked(path, origin, entry, instance, dataset)
     spec = entry.spec
     if isinstance(spec, DefenseSpec) and dataset in spec.weights:
         path = download(spec.weights[dataset], spec.weights_sha256[dataset], home)
-        return _checked(path, "downloaded", entry, instance, dataset, parts)
+        return _checked(path, "downloaded", entry, instance, dataset)
     label = parameters.label(entry.spec.name, type(instance), instance)
-    shown, wanted = (f"'{text}'" if "[" in text else text for text in (label, selector or dataset))
-    raise MissingWeights(f"{label} has no weights for {dataset}", hint=f"rbl train {shown} --dataset {wanted}")
+    raise MissingWeights(f"{label} has no weights for {dataset}", hint=again)
+
+
+def _train_command(entry: Entry, instance: object, dataset: str) -> str:
+    label = parameters.label(entry.spec.name, type(instance), instance)
+    shown, wanted = (f"'{text}'" if "[" in text else text for text in (label, dataset))
+    return f"rbl train {shown} --dataset {wanted}"
 
 
 def _places(entry: Entry, instance: object, dataset: str, home: Path) -> Iterator[tuple[Path, str]]:
@@ -126,14 +144,6 @@ def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: s
                 f"{path} was trained with other parameters than asked for: {trained}",
                 hint="ask for these parameters, or train with yours: rbl train",
             )
-        for name, now in (parts or {}).items():
-            then = card.get(name) or {}
-            changed = ", ".join(f"{key} {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key])
-            if changed:
-                raise UsageError(
-                    f"{path} was trained with a {name} that has changed since: {changed}",
-                    hint=f"rbl train '{parameters.label(entry.spec.name, type(instance), instance)}' --dataset {dataset}",
-                )
     return WeightsFile(path, file_hash(path), origin)
 
 

@@ -92,8 +92,19 @@ def forge() -> Iterator[Forge]:
 
 
 def _serve() -> None:
-    for module in ("cli.report", "cli.run", "cli.progress", "executors.inline", "executors.local", "leaderboard.tables"):
+    for module in (
+        "cli.report",
+        "cli.run",
+        "cli.progress",
+        "cli.train",
+        "training",
+        "ingredients",
+        "executors.inline",
+        "executors.local",
+        "leaderboard.tables",
+    ):
         importlib.import_module(f"robustbench_lite.{module}")
+    importlib.import_module("torch._dynamo")  # which every optimiser imports, for seconds
 
     from robustbench_lite.cli import main
     from robustbench_lite.registry import load
