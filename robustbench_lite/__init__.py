@@ -34,6 +34,7 @@ from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite import losses as losses
+    from robustbench_lite.measured import MeasuredModel as MeasuredModel
     from robustbench_lite.randomness import Randomness as Randomness
     from robustbench_lite.randomness import rand_like as rand_like
     from robustbench_lite.randomness import randn_like as randn_like
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "losses": "robustbench_lite.losses",
     "bpda": "robustbench_lite.surrogates:bpda",
+    "MeasuredModel": "robustbench_lite.measured:MeasuredModel",
     "Randomness": "robustbench_lite.randomness:Randomness",
     "rand_like": "robustbench_lite.randomness:rand_like",
     "randn_like": "robustbench_lite.randomness:randn_like",
@@ -83,6 +85,7 @@ __all__ = [
     "InvalidConfig",
     "InvalidParameter",
     "InvalidThreat",
+    "MeasuredModel",
     "MetricSpec",
     "MetricValue",
     "MissingData",

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from robustbench_lite.errors import InvalidParameter, RblError
-from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields
+from robustbench_lite.measuring import is_measurement
+from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields, metric_from_spec
 from robustbench_lite.store import canonical_json
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Outdated:
 
     def _now(self, kind: str, spec: Spec) -> Spec:
         """What the part of a spec would be if it were planned now."""
+        if kind == "metric":
+            return metric_from_spec(self._registry, spec["metric"]).spec()
         if kind == "attack" and "surrogates" not in spec["attack"]:
             return attack_from_spec(self._registry, spec["attack"]).spec()
         dataset = dataset_from_fields(self._registry, spec["dataset"], self._root)
@@ -118,8 +121,9 @@ class Outdated:
 def _parts(spec: Spec) -> Iterator[tuple[tuple[str, ...], str]]:
     """What each part of a spec is called, starting with its kind, and what identifies it among its namesakes."""
     dataset = (spec["dataset"]["id"], spec["dataset"]["label"], str(spec["protocol"].get("n")))
-    crafted = dataset[:2] if "surrogates" in spec["attack"] else ()
-    for kind, where in (("attack", crafted), ("defense", dataset[:2]), ("dataset", dataset[2:])):
+    what = "metric" if is_measurement(spec) else "attack"
+    crafted = dataset[:2] if "surrogates" in spec[what] else ()
+    for kind, where in ((what, crafted), ("defense", dataset[:2]), ("dataset", dataset[2:])):
         part = spec[kind]
         name = (kind, part["id"], part["label"], *where)
         yield name, canonical_json({"name": list(name), "part": part})

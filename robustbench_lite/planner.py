@@ -1,4 +1,4 @@
-"""From a request to cells, each with a state and a reason in words. Nothing is run and nothing is written here.
+"""From a request to cells and measurements, each with a state and a reason in words. Nothing is run or written here.
 
 States: ``run``, ``cached``, ``partial 3/8`` (some shards are stored), ``failed`` (an earlier attempt ended badly; it is tried
 again), ``skip`` (it cannot be run, and why).
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite import parameters
 from robustbench_lite.composition import compose, surrogate_selectors, white_box
 from robustbench_lite.errors import InvalidParameter, MissingWeights, PluginError, RblError, UsageError, did_you_mean
+from robustbench_lite.measuring import examples_of, is_measurement, measurement_spec, require_model_scope, unmeasurable
 from robustbench_lite.outdated import difference
 from robustbench_lite.protocol import Protocol, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
@@ -24,10 +25,12 @@ from robustbench_lite.resolve import (
     ResolvedAttack,
     ResolvedDataset,
     ResolvedDefense,
+    ResolvedMetric,
     resolve,
     resolve_attack,
     resolve_dataset,
     resolve_defense,
+    resolve_metric,
 )
 from robustbench_lite.store import Store, cell_key
 from robustbench_lite.threat import Threat
@@ -44,6 +47,8 @@ SHARD = 256
 class PlannedCell:
     """One defense under one attack. spec and key are empty for a cell that was skipped before it could be identified.
 
+    Of a measurement, metric is set, attack is empty, and threat too where the metric depends on none.
+
     shards: how many it has. cost: expected forward and backward passes per example, 0 where the attack does not say.
     files: weights by checksum, for the worker. subset: indices into the test split.
     """
@@ -53,6 +58,7 @@ class PlannedCell:
     defense: str
     attack: str
     state: str
+    metric: str = ""
     reason: str = ""
     key: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +69,14 @@ class PlannedCell:
     @property
     def shards(self) -> int:
         """How many shards the cell has."""
-        return count_shards(self.n)
+        return shards_of(self.spec) if self.spec else count_shards(self.n)
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        if self.metric:
+            return f"{self.defense} by {self.metric} ({', '.join(filter(None, (self.dataset, self.threat)))})"
+        return f"{self.defense} x {self.attack} ({self.dataset}, {self.threat})"
 
     @property
     def to_run(self) -> bool:
@@ -72,7 +85,7 @@ class PlannedCell:
 
     def to_json(self) -> dict[str, Any]:
         """For ``rbl plan --json``."""
-        shown = ("dataset", "threat", "defense", "attack", "state", "reason", "key", "n", "cost")
+        shown = ("dataset", "threat", "defense", "attack", "metric", "state", "reason", "key", "n", "cost")
         return {name: getattr(self, name) for name in shown}
 
 
@@ -97,6 +110,12 @@ def count_shards(n: int) -> int:
     return -(-n // SHARD)
 
 
+def shards_of(spec: Mapping[str, Any]) -> int:
+    """Shards of a cell or measurement: one where the rows of a measurement are no examples."""
+    whole = is_measurement(spec) and not spec["metric"]["per_example"]
+    return 1 if whole else count_shards(spec["protocol"]["n"])
+
+
 def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> Plan:
     """Plan a request. store: where results may already be; None to plan as if there were none.
 
@@ -105,6 +124,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
     """
     protocol = find_protocol(request.protocol, contributed_protocols(registry))
     attacks = _attacks(request, registry, protocol)
+    metrics = _metrics(request, registry)
     weights = _given_weights(request, registry, attacks)
     earlier = _Earlier(store)
     cells: list[PlannedCell] = []
@@ -112,7 +132,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
         dataset = resolve_dataset(registry, dataset_text, request.data)
         rules = protocol.rules(dataset.info.name)
         threats = request.threat or rules.threats
-        if not threats:
+        if not threats and (attacks or any(metric.declared.norms for metric in metrics)):
             raise UsageError(
                 f"protocol {protocol.name} sets no threat model for data set {dataset.label}",
                 hint=f"rbl run --dataset {dataset_text} --threat linf:8/255",
@@ -124,7 +144,11 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
             for defense in defenses:
                 for attack in composed:
                     cells.append(_cell(protocol, dataset, subset, threat, defense, attack, request, store, earlier))
-    unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack)): c for c in cells}.values())
+        for metric in metrics:
+            for inside in [Threat.parse(text) for text in threats] if metric.declared.norms else [None]:
+                for defense in defenses:
+                    cells.append(_measurement(protocol, dataset, inside, defense, metric, request, store, earlier))
+    unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack, c.metric)): c for c in cells}.values())
     if request.shard:
         unique = _share(unique, *parse_shard(request.shard))
     return Plan(tuple(_ordered(unique)), protocol)
@@ -171,7 +195,7 @@ def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
 
 def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> list[_Asked]:
     found: list[_Asked] = []
-    for text in _expand(request.attack, registry, "attack"):
+    for text in _expand(request.attacks, registry, "attack") if request.attacks else ():
         try:
             found.append(_Asked(resolve_attack(registry, text.selector, protocol.attacks), text.from_all))
         except PluginError as error:  # a broken plugin costs its own cells; a misspelt request is raised
@@ -180,6 +204,21 @@ def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> lis
             if not text.from_all or not _incomplete(registry, text.selector):
                 raise
             found.append(_Asked(_Unusable(text.label, error, kind="needs parameters"), text.from_all))
+    return found
+
+
+def _metrics(request: RunRequest, registry: Registry) -> list[ResolvedMetric]:
+    """The metrics to measure; of ``all`` those of scope model that can be used without parameters."""
+    found: list[ResolvedMetric] = []
+    for text in _expand(request.metric, registry, "metric") if request.metric else ():
+        if text.from_all and getattr(registry.get("metric", text.selector).spec, "scope", "") != "model":
+            continue
+        try:
+            found.append(require_model_scope(resolve_metric(registry, text.selector)))
+        except (PluginError, InvalidParameter) as error:  # a broken plugin costs its own numbers only
+            if not text.from_all:
+                raise
+            log.warning("metric %s is left out: %s", text.selector, error.message)
     return found
 
 
@@ -304,19 +343,20 @@ class _Earlier:
 
     def __init__(self, store: Store | None) -> None:
         self._specs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for cell in store.cells() if store is not None else ():
+        for cell in (*store.cells(), *store.measurements()) if store is not None else ():
             self._specs.setdefault(self._slot(cell.spec), []).append(cell.spec)
 
     @staticmethod
     def _slot(spec: Mapping[str, Any]) -> tuple[str, ...]:
+        what = spec["metric" if is_measurement(spec) else "attack"]
         return (
             spec["protocol"]["name"],
             spec["dataset"]["id"],
             spec["defense"]["id"],
             spec["defense"]["label"],
-            spec["attack"]["id"],
-            spec["attack"]["label"],
-            spec["threat"],
+            what["id"],
+            what["label"],
+            str(spec["threat"]),
             str(spec["seed"]),
         )
 
@@ -343,8 +383,7 @@ def _cell(
     )
     for thing in (defense, attack):
         if isinstance(thing, _Unusable):
-            kind = "no weights" if isinstance(thing.error, MissingWeights) else thing.kind
-            return replace(named, reason=f"{kind}: {thing.error.message if kind == 'unusable' else thing.error.hint}")
+            return replace(named, reason=_why_unusable(thing))
     if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
         raise TypeError("unreachable")
     if reason := _unsupported(attack, threat, dataset.info.num_classes):
@@ -368,6 +407,52 @@ def _cell(
         cost=_cost(attack, dataset.info.num_classes) * (protocol.eot if defense.stochastic else 1),
         files=defense.weights_files() | attack.weights_files(),
     )
+
+
+def _measurement(
+    protocol: Protocol,
+    dataset: ResolvedDataset,
+    threat: Threat | None,
+    defense: ResolvedDefense | _Unusable,
+    metric: ResolvedMetric,
+    request: RunRequest,
+    store: Store | None,
+    earlier: _Earlier,
+) -> PlannedCell:
+    subset = dataset.subset(examples_of(metric, request.n or protocol.rules(dataset.info.name).n or len(dataset.subset(None))))
+    named = PlannedCell(
+        dataset=dataset.label,
+        threat="" if threat is None else str(threat),
+        defense=defense.label,
+        attack="",
+        metric=metric.label,
+        state="skip",
+        n=len(subset),
+    )
+    if isinstance(defense, _Unusable):
+        return replace(named, reason=_why_unusable(defense))
+    try:
+        if reason := unmeasurable(metric, defense, dataset, threat):
+            return replace(named, reason=reason)
+        spec = measurement_spec(protocol, dataset, subset, defense, metric, threat, request.seed)
+    except RblError as error:
+        return replace(named, reason=f"unusable: {error.message}")
+    except Exception as error:
+        return replace(named, reason=f"unusable: {type(error).__name__}: {error}")
+    state, why = _state(store, spec, shards_of(spec))
+    return replace(
+        named,
+        state=state,
+        reason=why or (earlier.why_stale(spec) if state == "run" else ""),
+        key=cell_key(spec),
+        spec=spec,
+        files=defense.weights_files(),
+    )
+
+
+def _why_unusable(thing: _Unusable) -> str:
+    kind = "no weights" if isinstance(thing.error, MissingWeights) else thing.kind
+    return f"{kind}: {thing.error.message if kind == 'unusable' else thing.error.hint}"
 
 
 def _spec(

@@ -62,6 +62,9 @@ def default_data() -> Path:
 class RunRequest(BaseModel):
     """What to run, and how. The first block decides the numbers; the second does not.
 
+    metric: metrics of scope ``model`` to measure on each defense. Attacks are all that are installed where neither they nor
+    metrics are named, and none where only metrics are.
+
     defense, attack, dataset: selectors (``all``, ``pgd-at``, ``pgd[steps=100]``). threat: empty for the protocol's. n: fewer
     or more examples than the protocol wants. seed: of attacks and of stochastic defenses. weights: files by defense label.
 
@@ -74,6 +77,7 @@ class RunRequest(BaseModel):
     defense: Selectors = ("all",)
     attack: Selectors = ("all",)
     dataset: Selectors = ("digits",)
+    metric: Selectors = ()
     threat: Selectors = ()
     protocol: str = DEFAULT
     seed: Annotated[int, Field(ge=0)] = 0
@@ -90,6 +94,11 @@ class RunRequest(BaseModel):
     keep_examples: bool = False
     shard: str | None = None
     plugin: Annotated[tuple[Path, ...], BeforeValidator(_files)] = ()
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks to run: none where metrics are named and attacks are not."""
+        return () if self.metric and "attack" not in self.model_fields_set else self.attack
 
     @field_validator("threat")
     @classmethod

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite import parameters
 from robustbench_lite.data import DatasetBundle, DatasetInfo
 from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
-from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec
+from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec, MetricSpec
 from robustbench_lite.weights import WeightsFile, find_weights, rbl_home
 
 if TYPE_CHECKING:
@@ -398,3 +398,35 @@ def attack_from_spec(registry: Registry, spec: Mapping[str, Any]) -> ResolvedAtt
     found = _instance(registry, registry.get("attack", spec["id"]), spec["parameters"])
     members = tuple(attack_from_spec(registry, member) for member in spec.get("members", ()))
     return ResolvedAttack(found.entry, found.instance, found.label, members)
+
+
+# ------------------------------------------------------------------------------------------------------------ metrics
+
+
+@dataclass(frozen=True)
+class ResolvedMetric(Resolved):
+    """A metric with its parameters."""
+
+    @property
+    def declared(self) -> MetricSpec:
+        """The spec that its plugin declared."""
+        spec = self.entry.spec
+        if not isinstance(spec, MetricSpec):
+            raise PluginError(f"{self.entry.id} is not a metric")
+        return spec
+
+    def spec(self) -> dict[str, Any]:
+        """What of it is part of a measurement's key."""
+        return self.identity() | {"per_example": self.declared.per_example}
+
+
+def resolve_metric(registry: Registry, text: str) -> ResolvedMetric:
+    """Resolve a metric. Raises as ``resolve``."""
+    found = resolve(registry, "metric", text)
+    return ResolvedMetric(found.entry, found.instance, found.label)
+
+
+def metric_from_spec(registry: Registry, spec: Mapping[str, Any]) -> ResolvedMetric:
+    """The metric of a stored spec."""
+    found = _instance(registry, registry.get("metric", spec["id"]), spec["parameters"])
+    return ResolvedMetric(found.entry, found.instance, found.label)

@@ -52,7 +52,9 @@ class CellResult:
 
     @property
     def label(self) -> str:
-        """How messages call it: ``pgd-at under square``."""
+        """How messages call it: ``pgd-at under square``; a measurement ``pgd-at by flops``."""
+        if "metric" in self.spec:
+            return f"{self.spec['defense']['label']} by {self.spec['metric']['label']}"
         return f"{self.spec['defense']['label']} under {self.spec['attack']['label']}"
 
     @property

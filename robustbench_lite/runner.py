@@ -28,8 +28,9 @@ from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, Rbl
 from robustbench_lite.judge import Judge
 from robustbench_lite.lease import Lease
 from robustbench_lite.ledger import Ledger
+from robustbench_lite.measuring import card_of, is_measurement, measure
 from robustbench_lite.member import members_of
-from robustbench_lite.planner import SHARD, PlannedCell, count_shards
+from robustbench_lite.planner import SHARD, PlannedCell, shards_of
 from robustbench_lite.randomness import Randomness, seeded_globally
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import (
@@ -39,6 +40,7 @@ from robustbench_lite.resolve import (
     attack_from_spec,
     dataset_from_spec,
     defense_from_spec,
+    metric_from_spec,
     state_hash,
 )
 from robustbench_lite.store import Cell, Store
@@ -87,7 +89,7 @@ class WorkItem:
         return cls(
             spec=cell.spec,
             key=cell.key,
-            label=f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})",
+            label=cell.label,
             store=str(request.store),
             data=str(request.data),
             device=device,
@@ -176,7 +178,7 @@ def run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
 
 def _run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
     cell = Store.open(Path(item.store)).cell(item.spec)
-    shards = count_shards(item.n)
+    shards = shards_of(item.spec)
     lease = Lease.acquire(cell.folder)
     if lease is None:
         return _finished(emit, item, "busy", "another run is working on it")
@@ -188,7 +190,8 @@ def _run_cell(item: WorkItem, bench: Workbench, emit: Emit) -> str:
         attempt = cell.begin_attempt(environment(item.device))
         emit({"event": "started", "key": item.key, "label": item.label, "attempt": str(attempt.path), "shards": shards})
         try:
-            _run_shards(item, bench, cell, sorted(set(range(shards)) - state.shards), attempt.update, emit)
+            run = _measure_shards if is_measurement(item.spec) else _run_shards
+            run(item, bench, cell, sorted(set(range(shards)) - state.shards), attempt.update, emit)
             cell.commit(shards)
         except Exception as error:
             status, reason = _classify(error)
@@ -248,6 +251,26 @@ def _run_shards(
             notes=sorted(set(notes)),
             peak_memory_bytes=peak_memory(item.device),
         )
+        seconds = time.monotonic() - shard_began
+        emit({"event": "shard", "key": item.key, "shard": number, "n": len(ids), "seconds": seconds})
+
+
+def _measure_shards(
+    item: WorkItem, bench: Workbench, cell: Cell, missing: list[int], note: Callable[..., None], emit: Emit
+) -> None:
+    dataset, deployed = bench.dataset(item), bench.deployed(item)
+    metric = metric_from_spec(bench.registry, item.spec["metric"])
+    subset, per_example = dataset.subset(item.n), metric.declared.per_example
+    card = card_of(item.spec["defense"], item.files)
+    began = time.monotonic()
+    for number in missing:
+        shard_began = time.monotonic()
+        ids = subset[number * SHARD : (number + 1) * SHARD] if per_example else subset
+        x, y = load_examples(dataset, ids)
+        arrays = measure(item.spec, deployed, metric, dataset.bundle, x.to(item.device), y.to(item.device), ids, card)
+        cell.write_shard(number, arrays, n=len(ids) if per_example else None)
+        elapsed = time.monotonic() - began
+        note(shard=number, elapsed=elapsed, micro_batch=deployed.micro_batch, peak_memory_bytes=peak_memory(item.device))
         seconds = time.monotonic() - shard_began
         emit({"event": "shard", "key": item.key, "shard": number, "n": len(ids), "seconds": seconds})
 

@@ -27,6 +27,7 @@ TRAINABLE = ("trained", "fitted")
 FIDELITIES = ("official-match", "paper-formula", "reconstruction")
 SCOPES = ("cell", "defense", "model")
 DIRECTIONS = ("higher", "lower", "none")
+NEEDS = ("gradient", "deterministic", "certify", "training-data", "history")
 TASKS = ("image-classification", "classification")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -123,7 +124,8 @@ class DefenseSpec(Spec):
     or ``pretrained`` (brings its weights). stochastic: two passes over one input may
     differ. differentiable: False where autograd gives no useful gradient; the module then has a method ``surrogate(x)``
     that does (BPDA), or the spec says surrogate=False and gradient attacks are skipped with that reason.
-    rejects: logits have one more column than there are classes, and the last means "refuse to answer".
+    rejects: logits have one more column than there are classes, and the last means "refuse to answer". certifies: the module
+    has a method ``certify(x, n0, n, alpha) -> (classes, radii)`` after Cohen et al. (arXiv:1902.02918), class -1 to abstain.
     datasets: names it works with; empty for any. weights: data set -> URL of a safetensors file, with
     ``weights_sha256`` for each.
     """
@@ -135,6 +137,7 @@ class DefenseSpec(Spec):
     differentiable: bool = True
     surrogate: bool = True
     rejects: bool = False
+    certifies: bool = False
     fidelity: str = "paper-formula"
     datasets: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +145,7 @@ class DefenseSpec(Spec):
 
     def problems(self) -> list[str]:
         found = super().problems() + self._one_of("kind", DEFENSE_KINDS) + self._one_of("fidelity", FIDELITIES)
-        found += self._flags("stochastic", "differentiable", "surrogate", "rejects")
+        found += self._flags("stochastic", "differentiable", "surrogate", "rejects", "certifies")
         found += [f"weights for {d!r} have no weights_sha256" for d in self.weights if d not in self.weights_sha256]
         return found
 
@@ -161,11 +164,20 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
-    """A metric: ``factory(**parameters)`` is callable on stored results and returns a ``MetricValue``.
+    """A metric: ``factory(**parameters)`` is callable on what is stored and returns a ``MetricValue``.
 
-    scope: ``cell`` (called with one ``CellResult``), ``defense`` (called with all cells of one defense) or ``model``
-    (called with the model itself). direction: which values are better. unit: ``%`` for proportions (values stay in
-    [0, 1]), otherwise what the number counts.
+    scope: ``cell`` (called as ``(cell, threat)`` with one ``CellResult``), ``defense`` (``(cells, threat)`` with all cells
+    of one defense) or ``model``. direction: which values are better. unit: ``%`` for proportions (values stay in [0, 1]),
+    otherwise what the number counts.
+
+    A metric of scope ``model`` has a method ``measure(model, threat) -> arrays`` besides, which ``rbl run --metric`` calls
+    with a ``MeasuredModel``; the arrays, of one common length, are stored, and it is called as ``(arrays,)`` with them. A
+    field ``examples: int`` says on how many of the evaluation subset at most.
+
+    per_example: its rows are those examples, and it is measured in shards of them. norms: in which threat models; empty where
+    it depends on none, and is given None. needs: what a defense must have (``gradient``: is differentiable; ``deterministic``;
+    ``certify``: declares certifies) or its data set and weights (``training-data``; ``history``: a model card with the course
+    of training); others are skipped with a reason.
     """
 
     kind_name: ClassVar[str] = "metric"
@@ -173,9 +185,22 @@ class MetricSpec(Spec):
     scope: str
     direction: str
     unit: str = ""
+    per_example: bool = False
+    norms: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
-        return super().problems() + self._one_of("scope", SCOPES) + self._one_of("direction", DIRECTIONS)
+        found = super().problems() + self._one_of("scope", SCOPES) + self._one_of("direction", DIRECTIONS)
+        found += self._flags("per_example")
+        for key, known in (("norms", NORMS), ("needs", NEEDS)):
+            values = getattr(self, key)
+            if not isinstance(values, tuple):
+                found.append(f"{key} must be a tuple of texts, not {values!r}")
+                continue
+            found += [f"unknown {key[:-1]} {value!r}; known: {', '.join(known)}" for value in values if value not in known]
+        if self.scope != "model" and (self.per_example or self.norms or self.needs):
+            found.append("per_example, norms and needs are of metrics of scope 'model'")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@
                              attempts/*.json        environment, timing, status and traceback of every attempt
                              lease.json             who is working on it (see ``lease.py``)
                              done.json              sizes and checksums of all of the above results: the commit
+    <store>/measures/ab/ab12.../...                 the same for measurements: what metrics of models measured
     <store>/examples/ab/ab12.../shard-00000.safetensors        adversarial examples, when kept
     <store>/quarantine/ab12.../                     files that could not be read, each with its reason
 
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FAILURES = ("error", "timeout", "out-of-memory", "crashed")
 OUTCOMES = ("done", "partial", *FAILURES)  # how an attempt can end; partial: stopped in good order before the last shard
+CELLS, MEASURES = "cells", "measures"  # folders: results of attacks, and of metrics of models
 RERUN = "run the same `rbl run` command again: it sets the damaged file aside and computes only what is missing"
 
 _FORMAT_LINE = re.compile(r"robustbench-lite store (\d+)\s*")
@@ -64,8 +66,8 @@ _SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
 _SALVAGE = re.compile(r"shard-(\d{5,})\.salvage\.safetensors")
 _ATTEMPT = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d+-[0-9a-f]+\.json")
 _OURS = re.compile(
-    r"FORMAT|quarantine/.*|cells/[0-9a-f]{2}/lock"
-    r"|cells/(?P<group>[0-9a-f]{2})/(?P=group)[0-9a-f]{62}/"
+    r"FORMAT|quarantine/.*|(cells|measures)/[0-9a-f]{2}/lock"
+    r"|(cells|measures)/(?P<group>[0-9a-f]{2})/(?P=group)[0-9a-f]{62}/"
     rf"((spec|done|lease)\.json|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
     rf"|examples/(?P<of>[0-9a-f]{{2}})/(?P=of)[0-9a-f]{{62}}/{_SHARD.pattern}"
 )
@@ -297,17 +299,17 @@ class Attempt:
 
 
 class Cell:
-    """One cell of a store: a spec and what is stored of it. Nothing is written before the first ``write_...``.
+    """One cell or measurement of a store: a spec and what is stored of it. Nothing is written before the first ``write_...``.
 
     damage lists what this object found unreadable. All methods raise StoreError where the disk fails them, and those that write
     where the store was opened for reading.
     """
 
-    def __init__(self, store: Store, key: str, spec: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, key: str, spec: Mapping[str, Any], place: str = CELLS) -> None:
         self.store = store
         self.key = key
         self.spec = spec
-        self.folder = store.path / "cells" / key[:2] / key
+        self.folder = store.path / place / key[:2] / key
         self.examples_folder = store.path / "examples" / key[:2] / key
         self.damage: list[str] = []
 
@@ -670,7 +672,7 @@ class Store:
                 )
             make_folder(folder)
         _require_format(folder, create=create and not read_only)
-        for name in ("cells", "examples", "quarantine"):
+        for name in (CELLS, MEASURES, "examples", "quarantine"):
             if (folder / name).exists() and not (folder / name).is_dir():
                 raise StoreError(f"a file is in the way at {folder / name}", hint="move it elsewhere")
         if not read_only:
@@ -679,20 +681,32 @@ class Store:
         return cls(folder, read_only=read_only)
 
     def cell(self, spec: Mapping[str, Any]) -> Cell:
-        """The cell of a spec, whether anything is stored of it or not. Raises InvalidParameter as ``canonical_json`` does."""
+        """The cell of a spec, whether anything is stored of it or not; the measurement, where the spec names a metric.
+
+        Raises InvalidParameter as ``canonical_json`` does.
+        """
         text = canonical_json(spec)
-        return Cell(self, hashlib.sha256(text.encode()).hexdigest(), json.loads(text))
+        place = MEASURES if "metric" in spec else CELLS
+        return Cell(self, hashlib.sha256(text.encode()).hexdigest(), json.loads(text), place)
 
     def cells(self) -> Iterator[Cell]:
         """All cells that have a whole spec, by key. Anything else in the store is passed over; see ``check``."""
-        for folder in self._cell_folders():
+        return self._all(CELLS)
+
+    def measurements(self) -> Iterator[Cell]:
+        """All measurements, as ``cells``."""
+        return self._all(MEASURES)
+
+    def _all(self, place: str) -> Iterator[Cell]:
+        for folder in self._folders(place):
             cell = self._cell_at(folder)
             if cell is not None:
                 yield cell
 
     def get(self, key_prefix: str) -> Cell:
-        """The stored cell whose key starts so; raises UnknownName or AmbiguousName."""
-        folders = [folder for folder in self._cell_folders(key_prefix[:2]) if folder.name.startswith(key_prefix)]
+        """The stored cell or measurement whose key starts so; raises UnknownName or AmbiguousName."""
+        places = (folder for place in (CELLS, MEASURES) for folder in self._folders(place, key_prefix[:2]))
+        folders = [folder for folder in places if folder.name.startswith(key_prefix)]
         if len(folders) > 1:
             listed = ", ".join(folder.name[: len(key_prefix) + 6] for folder in folders[:4])
             raise AmbiguousName(f"{len(folders)} cells start with {key_prefix!r}: {listed}", hint="give more digits of the key")
@@ -713,7 +727,7 @@ class Store:
         """Read everything, change nothing, and say what is damaged, left over or does not belong here."""
         reader = Store(self.path, read_only=True)
         found = list(self._strays())
-        for cell in reader.cells():
+        for cell in (*reader.cells(), *reader.measurements()):
             cell.load_what_is_whole()
             cell.salvaged()
             for name in _names(cell.examples_folder):
@@ -748,10 +762,10 @@ class Store:
             log.warning("%s", message)
         return message
 
-    def _cell_folders(self, start: str = "") -> Iterator[Path]:
-        for group in _names(self.path / "cells"):
+    def _folders(self, place: str, start: str = "") -> Iterator[Path]:
+        for group in _names(self.path / place):
             if len(group) == 2 and group.startswith(start):
-                folder = self.path / "cells" / group
+                folder = self.path / place / group
                 yield from (folder / name for name in _names(folder) if _KEY.fullmatch(name) and name.startswith(group))
 
     def _cell_at(self, folder: Path) -> Cell | None:
@@ -760,9 +774,9 @@ class Store:
         if data is None:
             return None
         try:
-            return Cell(self, folder.name, _read_spec(data, folder.name))
+            return Cell(self, folder.name, _read_spec(data, folder.name), folder.parent.parent.name)
         except _Damaged:
-            Cell(self, folder.name, {})._spec_on_disk()  # sets it aside, with the commit
+            Cell(self, folder.name, {}, folder.parent.parent.name)._spec_on_disk()  # sets it aside, with the commit
             return None
 
     def _strays(self) -> Iterator[str]:
@@ -773,7 +787,7 @@ class Store:
                 yield f"{name}: not finished; the next run of the cell removes it when its writer is dead"
             elif not path.is_dir() and not _OURS.fullmatch(name):
                 yield f"{name}: not a file of this store"
-        for folder in self._cell_folders():
+        for folder in (*self._folders(CELLS), *self._folders(MEASURES)):
             if not (folder / "spec.json").exists():
                 yield f"{folder.relative_to(self.path)}: no spec.json; passed over until the same cell is run again"
 

@@ -108,7 +108,8 @@ def _subject(registry: Registry, entry: Entry, selector: str, dataset: str, data
         return subject, testing.DEFENSE_SUITE
     if entry.kind == "dataset":
         return testing.DatasetSubject(registry, selector, data), testing.DATASET_SUITE
-    return testing.MetricSubject(registry, selector), testing.METRIC_SUITE
+    metric = testing.MetricSubject(registry, selector)
+    return metric, testing.metric_suite(metric)
 
 
 def _print(outcome: Outcome) -> None:

@@ -41,7 +41,17 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         print_json({"cells": [cell.to_json() for cell in plan.cells], "counts": plan.counts()})
         return
     rows = [
-        (c.state, c.dataset, c.threat, c.defense, c.attack, c.n, f"{c.cost:,}" if c.cost else "?", c.reason) for c in plan.cells
+        (
+            c.state,
+            c.dataset,
+            c.threat,
+            c.defense,
+            c.attack or f"metric {c.metric}",
+            c.n,
+            f"{c.cost:,}" if c.cost else "?",
+            c.reason,
+        )
+        for c in plan.cells
     ]
     headers = ("state", "data set", "threat", "defense", "attack", "n", "passes/example", "reason")
     print_table(rows, headers, "nothing to do")

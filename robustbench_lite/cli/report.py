@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, store_option, warn
-from robustbench_lite.errors import UsageError, did_you_mean
+from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, print_table, store_option, warn
+from robustbench_lite.errors import InvalidParameter, PluginError, UsageError, did_you_mean
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite.leaderboard import Leaderboard
+    from robustbench_lite.leaderboard.measures import MeasureTable
     from robustbench_lite.leaderboard.tables import Stale
     from robustbench_lite.registry import Registry
+    from robustbench_lite.resolve import ResolvedMetric
     from robustbench_lite.store import Cell, Store
 
 
 @click.command("report")
 @store_option
 @click.option("--dataset", help="Only tables of the data set of this name.")
+@click.option("--metric", "metrics", multiple=True, help="Further metrics of stored results, or 'all': auac, nll [none].")
 @click.option("--threat", "threats", multiple=True, help="Only tables of these threat models.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write .md, .csv and .json to this folder.")
 @click.option(
@@ -41,35 +46,43 @@ def command(
     app: App,
     store: Path | None,
     dataset: str | None,
+    metrics: tuple[str, ...],
     threats: tuple[str, ...],
     out: Path | None,
     form: str,
     hide_outdated: bool,
     as_json: bool,
 ) -> int:
-    """Render leaderboards: one per data set, threat model and protocol version."""
+    """Render leaderboards: one per data set, threat model and protocol version.
+
+    Beside each stand what `rbl run --metric` measured on its models, and the metrics that --metric asks for.
+    """
     wanted = [Threat.parse(text) for text in threats]
     opened = open_store(store)
     cells = list(opened.cells())
-    stale = _outdated(app, cells)
+    stale = _outdated(app, [cell.spec for cell in (*cells, *opened.measurements())])
     if hide_outdated:
         cells = [cell for cell in cells if not stale(cell.spec)]
+    asked = asked_metrics(metrics, app.registry())
     found = make_tables(opened, cells, app.registry(), extra=wanted, stale=stale)
     tables = [t for t in found if dataset in (None, t.dataset) and (not wanted or t.threat in wanted)]
-    if found and not tables:
+    tables, others = add_measures(tables, opened, app.registry(), lambda spec: not stale(spec), asked)
+    others = [t for t in others if dataset in (None, t.dataset) and not wanted]
+    if found and not tables and not others:
         raise UsageError(f"no results in {opened.path} {_filter(dataset, threats)}", hint=_nearest(found, dataset))
     if as_json:
-        from robustbench_lite.leaderboard.json_table import to_json
+        from robustbench_lite.leaderboard.json_table import measures_to_json, to_json
 
-        print_json([to_json(table) for table in tables])
+        print_json([to_json(table) for table in tables] + [measures_to_json(table) for table in others])
     else:
         print_tables(tables, form, app.command_line)
+        print_measures(others)
     if out is not None:
         for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
-    if not tables:
+    if not tables and not others:
         warn("no results to show: rbl status says what the store holds")
-    return 0 if tables else 1
+    return 0 if tables or others else 1
 
 
 def _filter(dataset: str | None, threats: Sequence[str]) -> str:
@@ -85,11 +98,10 @@ def _nearest(found: Sequence[Leaderboard], dataset: str | None) -> str:
     return f"there are results of {'; '.join(titles)}"
 
 
-def _outdated(app: App, cells: Iterable[Cell]) -> Stale:
+def _outdated(app: App, specs: Sequence[Mapping[str, Any]]) -> Stale:
     """What of a result is out of date, and why. Says how many are, and why."""
     from robustbench_lite.outdated import Outdated
 
-    specs = [cell.spec for cell in cells]
     outdated = Outdated(specs, app.registry(), app.data)
     for reason, number in sorted(Counter(why for spec in specs if (why := outdated.why(spec))).items()):
         stored = f"{number} stored results are" if number > 1 else "1 stored result is"
@@ -119,6 +131,64 @@ def make_tables(
     for message in store.messages:
         warn(message)
     return tables
+
+
+def asked_metrics(selectors: Sequence[str], registry: Registry) -> list[ResolvedMetric]:
+    """The metrics of scope ``cell`` and ``defense`` that are asked for; of ``all`` those that can do without parameters.
+
+    Raises UsageError for one of scope ``model``, which rbl run measures.
+    """
+    from robustbench_lite.parameters import split_selectors
+    from robustbench_lite.resolve import resolve_metric
+
+    found: dict[str, ResolvedMetric] = {}
+    for text in [name for item in selectors for name in split_selectors(item)]:
+        if text == "all":
+            for entry in registry.entries("metric"):
+                with suppress(InvalidParameter, PluginError):
+                    metric = resolve_metric(registry, entry.id)
+                    found |= {metric.label: metric} if metric.declared.scope != "model" else {}
+            continue
+        metric = resolve_metric(registry, text)
+        if metric.declared.scope == "model":
+            raise UsageError(
+                f"{metric.label} is measured on the model: what was measured is shown in any case",
+                hint=f"rbl run --metric {metric.label}",
+            )
+        found[metric.label] = metric
+    return list(found.values())
+
+
+def add_measures(
+    tables: Sequence[Leaderboard],
+    store: Store,
+    registry: Registry,
+    wanted: Callable[[Mapping[str, Any]], bool],
+    asked: Sequence[ResolvedMetric] = (),
+) -> tuple[list[Leaderboard], list[MeasureTable]]:
+    """The tables with what was measured on their models and the metrics ``asked``; and the measures that have no table."""
+    from robustbench_lite.leaderboard.measures import apart, beside, computed, measured
+    from robustbench_lite.resolve import metric_from_spec
+
+    stored = [each for each in store.measurements() if wanted(each.spec)]
+    known = measured(stored, lambda spec: metric_from_spec(registry, spec))
+    cells = [cell for cell in store.cells() if wanted(cell.spec)] if asked else []
+    full = [replace(t, measures=(*beside(t, known), *computed(t, cells, asked))) for t in tables]
+    return full, apart(tables, known)
+
+
+def print_measures(tables: Sequence[MeasureTable]) -> None:
+    """Print measures that no leaderboard stands beside."""
+    from robustbench_lite.leaderboard.layout import Footnotes, measure_grids
+    from robustbench_lite.leaderboard.text import plain
+
+    for table in tables:
+        notes = Footnotes()
+        click.echo(f"\n{table.title}: metrics of models")
+        for grid in measure_grids(table.measures, plain, notes):
+            print_table(grid.rows, grid.header, "")
+        for number, text in enumerate(notes.texts, 1):
+            click.echo(f"{number}. {text}")
 
 
 def print_tables(tables: Sequence[Leaderboard], form: str, command: str) -> None:

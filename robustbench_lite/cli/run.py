@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--config", type=click.Path(path_type=Path), help="YAML with the same keys as these options."),
         click.option("--defense", multiple=True, help="Defenses, or 'all': pgd-at, 'jpeg[base=pgd-at,quality=75]'."),
         click.option("--attack", multiple=True, help="Attacks, or 'all': pgd, 'pgd[steps=100]'."),
+        click.option("--metric", multiple=True, help="Metrics to measure on the models, or 'all': flops [none]."),
         click.option("--dataset", multiple=True, help="Data sets: digits, mnist, 'arrays[path=mine.npz]' [digits]."),
         click.option("--threat", multiple=True, help="Threat models: linf:8/255, l2:0.5 [the protocol's]."),
         click.option("--protocol", help="Name or YAML file of an evaluation protocol [quick]."),
@@ -62,9 +63,10 @@ def read_request(app: App, options: dict[str, Any]) -> RunRequest:
 @json_option
 @click.pass_obj
 def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **options: Any) -> int:
-    """Run defenses against attacks and judge what comes out.
+    """Run defenses against attacks and judge what comes out; with --metric, measure the models.
 
-    Running the same command again goes on where the last one stopped and recomputes nothing that is whole.
+    With --metric and without --attack nothing is attacked. Running the same command again goes on where the last one stopped
+    and recomputes nothing that is whole.
     """
     request = read_request(app, options)
     registry = app.registry()
@@ -153,28 +155,34 @@ def _report(
     app: App, request: RunRequest, plan: Plan, statuses: dict[str, tuple[str, str]], out: Path | None, as_json: bool
 ) -> int:
     """Print and write the tables of this run, and the exit code: 1 where a cell failed or nothing could be run."""
-    from robustbench_lite.cli.report import make_tables, print_tables, write_tables
-    from robustbench_lite.store import Store
+    from robustbench_lite.cli.report import add_measures, make_tables, print_measures, print_tables, write_tables
+    from robustbench_lite.store import Store, cell_key
     from robustbench_lite.threat import Threat
 
     wanted = {cell.key for cell in plan.cells if cell.key}
     store = Store.open(request.store, create=False, read_only=True)
-    threats = {Threat.parse(cell.threat) for cell in plan.cells}
+    threats = {Threat.parse(cell.threat) for cell in plan.cells if cell.threat}
     cells = [cell for cell in store.cells() if cell.key in wanted]
-    tables = make_tables(store, cells, app.registry(), sorted(threats, key=str))
-    if as_json:
-        from robustbench_lite.leaderboard.json_table import to_json
 
+    def asked(spec: Mapping[str, Any]) -> bool:
+        return cell_key(spec) in wanted
+
+    tables, others = add_measures(
+        make_tables(store, cells, app.registry(), sorted(threats, key=str)), store, app.registry(), asked
+    )
+    if as_json:
+        from robustbench_lite.leaderboard.json_table import measures_to_json, to_json
+
+        shown = [to_json(table) for table in tables] + [measures_to_json(table) for table in others]
         failed = {key: {"status": status, "reason": reason} for key, (status, reason) in statuses.items()}
-        print_json(
-            {"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": [to_json(t) for t in tables]}
-        )
+        print_json({"plan": [cell.to_json() for cell in plan.cells], "finished": failed, "tables": shown})
     else:
         print_tables(tables, "auto", app.command_line)
+        print_measures(others)
     if out is not None:
         for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
-    labels = {cell.key: f"{cell.defense} x {cell.attack} ({cell.dataset}, {cell.threat})" for cell in plan.cells}
+    labels = {cell.key: cell.label for cell in plan.cells}
     failures = {key: value for key, value in statuses.items() if value[0] not in ("done", "cached")}
     for status, reason in sorted(set(failures.values())):
         concerned = sorted(labels[key] for key, value in failures.items() if value == (status, reason))

@@ -7,6 +7,7 @@ import math
 from importlib import resources
 from typing import Any
 
+from robustbench_lite.leaderboard.measures import Measure, MeasureTable
 from robustbench_lite.leaderboard.model import Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.text import link
 from robustbench_lite.results import MetricValue
@@ -32,6 +33,22 @@ def to_json(table: Leaderboard) -> dict[str, Any]:
             {"label": a.label, "id": a.id, "version": a.version, "access": a.access, "goal": a.goal} for a in table.attacks
         ],
         "rows": [_row(table, row) for row in table.rows],
+        "measures": [_measure(each) for each in table.measures],
+    }
+
+
+def measures_to_json(table: MeasureTable) -> dict[str, Any]:
+    """Measures that no leaderboard stands beside, as a table without attacks and rows; of no threat model."""
+    return {
+        "format": FORMAT,
+        "dataset": {"name": table.dataset, **table.dataset_spec, "subset": None},
+        "threat": None,
+        "protocol": dict(table.protocol),
+        "seed": table.seed,
+        "n": None,
+        "attacks": [],
+        "rows": [],
+        "measures": [_measure(each) for each in table.measures],
     }
 
 
@@ -61,6 +78,18 @@ def _row(table: Leaderboard, row: Row) -> dict[str, Any]:
         "not_ranked_because": list(row.unranked),
         "flags": list(row.flags),
         "notes": list(row.notes),
+    }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    return {
+        "defense": measure.defense,
+        "attack": measure.attack or None,
+        "metric": {"label": measure.metric, "id": measure.id, "version": measure.version, "scope": measure.scope},
+        "direction": measure.direction,
+        "unit": measure.unit,
+        "value": _value(measure.value),
+        "note": measure.note,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from robustbench_lite.leaderboard.measures import Measure
 from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import ALPHA
 from robustbench_lite.leaderboard.text import DASH, count, length, percent, superscript
@@ -93,6 +94,35 @@ def member_grids(table: Leaderboard, escape: Escape) -> list[tuple[str, Grid]]:
 
 def _named(row: Row, escape: Escape, notes: Footnotes) -> str:
     return escape(row.defense) + notes.mark(row.notes)
+
+
+def measure_grids(measures: Sequence[Measure], escape: Escape, notes: Footnotes) -> list[Grid]:
+    """Further metrics, one column each: a row per defense, and in a second grid one per defense and attack."""
+    grids = []
+    for of_attack in (False, True):
+        chosen = [each for each in measures if bool(each.attack) == of_attack]
+        columns = sorted({each.metric for each in chosen})
+        if not columns:
+            continue
+        units = {each.metric: each.unit for each in chosen}
+        cells = {(each.defense, each.attack, each.metric): each for each in chosen}
+        header = ["defense", *["attack"] * of_attack, *(escape(_headed(name, units[name])) for name in columns)]
+        rows = []
+        for defense, attack in dict.fromkeys((each.defense, each.attack) for each in chosen):
+            shown = [_measured(cells.get((defense, attack, name)), notes) for name in columns]
+            rows.append([escape(defense), *[escape(attack)] * of_attack, *shown])
+        grids.append(Grid(header, rows, [False, *[False] * of_attack, *[True] * len(columns)]))
+    return grids
+
+
+def _headed(metric: str, unit: str) -> str:
+    return f"{metric} ({unit})" if unit else metric
+
+
+def _measured(measure: Measure | None, notes: Footnotes) -> str:
+    if measure is None or measure.value is None:
+        return DASH + notes.mark([measure.note] if measure is not None and measure.note else [])
+    return percent(measure.value) if measure.unit == "%" else length(measure.value)
 
 
 def _row(row: Row, notes: Footnotes) -> list[str]:

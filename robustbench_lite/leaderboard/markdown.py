@@ -6,7 +6,17 @@ import re
 
 from tabulate import tabulate
 
-from robustbench_lite.leaderboard.layout import Footnotes, Grid, apart_grid, facts, legend, main_grid, median_grid, member_grids
+from robustbench_lite.leaderboard.layout import (
+    Footnotes,
+    Grid,
+    apart_grid,
+    facts,
+    legend,
+    main_grid,
+    measure_grids,
+    median_grid,
+    member_grids,
+)
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import link, plain
 
@@ -17,6 +27,7 @@ def render(table: Leaderboard, *, command: str = "rbl report") -> str:
     """The table with its facts, footnotes and legend. command: what makes it again."""
     notes = Footnotes()
     main, apart = main_grid(table, escape, notes, _reference), apart_grid(table, escape, notes, _reference)
+    further = measure_grids(table.measures, escape, notes)
     blocks = [
         f"# {escape(table.title)}",
         "\n".join(f"- {name}: {escape(text)}" for name, text in facts(table)) + f"\n- made by: {code(command)}",
@@ -32,6 +43,8 @@ def render(table: Leaderboard, *, command: str = "rbl report") -> str:
         ]
     for label, grid in member_grids(table, escape):
         blocks += [f"Examples that each member of {escape(label)} beat:", _pipes(grid)]
+    if further:
+        blocks += ["Further metrics, which rank nothing:", *map(_pipes, further)]
     blocks.append("\n".join(f"- {line}" for line in legend(table)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from robustbench_lite.leaderboard.measures import Measure
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
@@ -120,7 +121,7 @@ class Leaderboard:
     """Defenses that are comparable: one data set and subset, one threat model, one protocol version, one seed.
 
     dataset: its short name; dataset_spec: id, version, parameters, fingerprint and subset. protocol: name, version and
-    settings as in the results' keys. n: examples, where known.
+    settings as in the results' keys. n: examples, where known. measures: further metrics, which rank nothing.
     """
 
     dataset: str
@@ -131,6 +132,7 @@ class Leaderboard:
     n: int | None
     attacks: tuple[Attack, ...]
     rows: tuple[Row, ...]
+    measures: tuple[Measure, ...] = ()
 
     @property
     def ranked(self) -> tuple[Row, ...]:

@@ -10,7 +10,17 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lite.leaderboard.layout import Footnotes, Grid, apart_grid, facts, legend, main_grid, median_grid, member_grids
+from robustbench_lite.leaderboard.layout import (
+    Footnotes,
+    Grid,
+    apart_grid,
+    facts,
+    legend,
+    main_grid,
+    measure_grids,
+    median_grid,
+    member_grids,
+)
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import plain
 
@@ -37,12 +47,17 @@ class _Rendered:
         if self.table.unranked:
             yield Text("Not ranked", style="bold")
             yield from _tables(apart_grid(self.table, plain, notes), options.max_width, fixed=1)
+        further = measure_grids(self.table.measures, plain, notes)
         yield from (Text(f"{i}. {text}") for i, text in enumerate(notes.texts, 1))
         if medians := median_grid(self.table, plain):
             yield Text(f"Median smallest perturbation ({self.table.threat.norm}), 95 % bootstrap intervals", style="bold")
             yield from _tables(medians, options.max_width, fixed=1)
         for label, grid in member_grids(self.table, plain):
             yield Text(f"Examples that each member of {plain(label)} beat", style="bold")
+            yield from _tables(grid, options.max_width, fixed=1)
+        if further:
+            yield Text("Further metrics, which rank nothing", style="bold")
+        for grid in further:
             yield from _tables(grid, options.max_width, fixed=1)
         yield from (Text(line, style="dim") for line in legend(self.table))
 

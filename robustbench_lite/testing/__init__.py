@@ -13,11 +13,18 @@ from __future__ import annotations
 from robustbench_lite.testing.attack import ATTACK_SUITE, check_attack
 from robustbench_lite.testing.attack_subject import AttackSubject
 from robustbench_lite.testing.checks import Check, Failed, Outcome, Skipped, Subject, Suite
-from robustbench_lite.testing.conformance import AttackConformance, DatasetConformance, DefenseConformance, MetricConformance
+from robustbench_lite.testing.conformance import (
+    AttackConformance,
+    DatasetConformance,
+    DefenseConformance,
+    MetricConformance,
+    ModelMetricConformance,
+)
 from robustbench_lite.testing.dataset import DATASET_SUITE, DatasetSubject, check_dataset
 from robustbench_lite.testing.defense import DEFENSE_SUITE, check_defense
 from robustbench_lite.testing.defense_subject import DefenseSubject
-from robustbench_lite.testing.metric import METRIC_SUITE, MetricSubject, check_metric, make_cell
+from robustbench_lite.testing.measured_metric import MODEL_METRIC_SUITE, check_metric, metric_suite
+from robustbench_lite.testing.metric import METRIC_SUITE, MetricSubject, make_cell
 from robustbench_lite.testing.problems import Problem
 from robustbench_lite.testing.toys import CoinFlip, Constant, Linear, Masked, NotANumber, make_target
 
@@ -26,6 +33,7 @@ __all__ = [
     "DATASET_SUITE",
     "DEFENSE_SUITE",
     "METRIC_SUITE",
+    "MODEL_METRIC_SUITE",
     "AttackConformance",
     "AttackSubject",
     "Check",
@@ -40,6 +48,7 @@ __all__ = [
     "Masked",
     "MetricConformance",
     "MetricSubject",
+    "ModelMetricConformance",
     "NotANumber",
     "Outcome",
     "Problem",
@@ -52,4 +61,5 @@ __all__ = [
     "check_metric",
     "make_cell",
     "make_target",
+    "metric_suite",
 ]

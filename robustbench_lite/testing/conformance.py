@@ -23,11 +23,12 @@ from robustbench_lite.testing.checks import Check, Outcome, Subject, Suite
 from robustbench_lite.testing.dataset import DATASET_SUITE, DatasetSubject
 from robustbench_lite.testing.defense import DEFENSE_SUITE
 from robustbench_lite.testing.defense_subject import DefenseSubject
+from robustbench_lite.testing.measured_metric import MODEL_METRIC_SUITE
 from robustbench_lite.testing.metric import METRIC_SUITE, MetricSubject
 
 
 class _Conformance(ABC):
-    """What the four have in common. plugins: one-file plugins to load beside the installed ones, as ``rbl --plugin`` does."""
+    """What they have in common. plugins: one-file plugins to load beside the installed ones, as ``rbl --plugin`` does."""
 
     plugins: ClassVar[Sequence[Path]] = ()
 
@@ -89,7 +90,17 @@ class DatasetConformance(_Conformance):
 
 
 class MetricConformance(_Conformance):
-    """One test for every check of a metric."""
+    """One test for every check of a metric of scope ``cell`` or ``defense``."""
+
+    metric: ClassVar[str]
+
+    @classmethod
+    def make_subject(cls) -> MetricSubject:
+        return MetricSubject(cls.registry(), cls.metric)
+
+
+class ModelMetricConformance(_Conformance):
+    """One test for every check of a metric of scope ``model``."""
 
     metric: ClassVar[str]
 
@@ -123,6 +134,7 @@ for _class, _suite in (
     (DefenseConformance, DEFENSE_SUITE),
     (DatasetConformance, DATASET_SUITE),
     (MetricConformance, METRIC_SUITE),
+    (ModelMetricConformance, MODEL_METRIC_SUITE),
 ):
     for _each in cast(Suite[Any], _suite).checks:
         _made = _test(_each)

@@ -1,4 +1,4 @@
-"""The conformance suite of metrics, on stored results made up for the purpose."""
+"""The conformance suite of metrics of scopes ``cell`` and ``defense``, on stored results made up for the purpose."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from robustbench_lite.errors import RblError
-from robustbench_lite.registry import Registry
 from robustbench_lite.results import CellResult, MetricValue
 from robustbench_lite.specs import MetricSpec
-from robustbench_lite.testing.checks import Failed, Outcome, Skipped, Subject, Suite, describe
+from robustbench_lite.testing.checks import Failed, Skipped, Subject, Suite, describe
 from robustbench_lite.testing.common import COMMON, import_cost
 from robustbench_lite.threat import Threat
 
@@ -119,7 +118,7 @@ class MetricSubject(Subject):
         """The metric of these cells: of the first one for scope ``cell``. Skipped where it needs the model."""
         scope = self.declared.scope
         if scope == "model":
-            raise Skipped("a metric of scope 'model' needs a model, and is checked by rbl run")
+            raise Skipped("a metric of scope 'model' has a suite of its own", fix="derive from ModelMetricConformance")
         metric: Callable[..., Any] = self.found.instance
         return metric(cells[0] if scope == "cell" else list(cells), threat)
 
@@ -159,11 +158,6 @@ def _special() -> list[tuple[str, list[CellResult], Threat]]:
 
 METRIC_SUITE: Suite[MetricSubject] = Suite("metric", *COMMON)
 _check = METRIC_SUITE.check
-
-
-def check_metric(registry: Registry, selector: str) -> list[Outcome]:
-    """Run the conformance suite on a metric."""
-    return list(METRIC_SUITE.run(MetricSubject(registry, selector)))
 
 
 @_check

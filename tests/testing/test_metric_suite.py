@@ -9,7 +9,7 @@ import pytest
 
 from robustbench_lite import Threat
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.testing import METRIC_SUITE, check_metric, make_cell
+from robustbench_lite.testing import METRIC_SUITE, MODEL_METRIC_SUITE, MetricSubject, check_metric, make_cell
 from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
@@ -28,6 +28,21 @@ BROKEN = {
     "interval-elsewhere": {"interval-holds-value"},
     "wrong-way": {"direction"},
 }
+BROKEN_OF_MODELS = {
+    "raises-in-measure": {"measures"},
+    "returns-list": {"measures"},
+    "uneven-rows": {"measures"},
+    "above-one": {"measures"},
+    "model-interval": {"measures"},
+    "float-of-model": {"measures"},
+    "trains-it": {"leaves-model"},
+    "shifts-it": {"leaves-model"},
+    "keeps-hooks": {"leaves-model"},
+    "unseeded": {"measures-again"},
+    "keeps-state": {"measures-again"},
+    "sorts-arrays": {"measures-again"},
+    "nan-of-model": {"measures"},
+}
 EVERYWHERE = {"plugin-problems", "spec-is-complete", "light-import", "parameters-are-valid"}
 
 
@@ -42,29 +57,28 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(BROKEN_PLUGINS))
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", [*BROKEN, *BROKEN_OF_MODELS])
 def test_finds_exactly_what_is_broken(name: str) -> None:
     outcomes = check_metric(registry(), name)
-    assert failures(outcomes).keys() == BROKEN[name], failures(outcomes)
+    assert failures(outcomes).keys() == (BROKEN | BROKEN_OF_MODELS)[name], failures(outcomes)
     assert all(o.fix for o in outcomes if o.status == "failed")
 
 
-@pytest.mark.parametrize("name", ["share", "worst"])
+@pytest.mark.parametrize("name", ["share", "worst", "of-model"])
 def test_sound_metrics_pass_every_check(name: str) -> None:
     outcomes = check_metric(registry(), name)
     assert {o.status for o in outcomes} == {"passed"}, failures(outcomes)
 
 
-def test_a_metric_of_the_model_is_skipped_with_the_reason() -> None:
-    outcomes = check_metric(registry(), "of-the-model")
+def test_a_metric_of_the_model_has_a_suite_of_its_own() -> None:
+    outcomes = list(METRIC_SUITE.run(MetricSubject(registry(), "of-model")))
     assert not failures(outcomes)
-    assert {o.reason for o in outcomes if o.status == "skipped"} >= {
-        "a metric of scope 'model' needs a model, and is checked by rbl run"
-    }
+    assert "a metric of scope 'model' has a suite of its own" in {o.reason for o in outcomes if o.status == "skipped"}
 
 
 def test_every_check_is_shown_to_find_something() -> None:
     assert set().union(*BROKEN.values()) | EVERYWHERE == {check.name for check in METRIC_SUITE.checks}
+    assert set().union(*BROKEN_OF_MODELS.values()) | EVERYWHERE == {check.name for check in MODEL_METRIC_SUITE.checks}
 
 
 def test_made_up_cells_are_as_the_judge_writes_them() -> None:

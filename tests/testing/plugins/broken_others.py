@@ -28,6 +28,16 @@ DATASETS += ("label-tensor", "labels-from-one", "missing-class", "out-of-range",
 DATASETS += ("other-order", "leaks", "no-fingerprint", "absent", "bad-std")
 CELL_METRICS = ("share", "crashes", "returns-float", "numpy-value", "percent", "crashes-on-edges", "zero-when-empty")
 CELL_METRICS += ("changes-arrays", "random-value", "half-interval", "interval-elsewhere", "wrong-way", "nan")
+MODEL_METRICS = (
+    "of-model",
+    "raises-in-measure",
+    "returns-list",
+    "uneven-rows",
+    "above-one",
+    "model-interval",
+    "float-of-model",
+)
+MODEL_METRICS += ("trains-it", "shifts-it", "keeps-hooks", "unseeded", "keeps-state", "sorts-arrays", "nan-of-model")
 
 
 @hookimpl
@@ -43,7 +53,8 @@ def rbl_metrics():
     yield metric("wrong-scope", scope="defense")
     yield metric("worst", scope="defense")
     yield metric("torch-inside", factory="heavy_metric:Share")
-    yield metric("of-the-model", scope="model", factory="broken_others:Share")
+    for name in MODEL_METRICS:
+        yield metric(name, scope="model")
 
 
 def camel(name: str) -> str:
@@ -270,3 +281,61 @@ class Worst:
         if not all(cell.n for cell in cells):
             return MetricValue(value=math.nan)
         return MetricValue(value=min(robust(cell) for cell in cells))
+
+
+# --------------------------------------------------------------------------------------------------- metrics of models
+
+
+def of_model(measure: Callable[[Any], Any] | None = None, value: Callable[[Any], Any] | None = None) -> type:
+    """A metric of scope ``model``: the share of examples classified correctly, with one thing changed."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Factory:
+        def measure(self, model: Any, threat: Any) -> Any:
+            found = {"right": (model.logits(model.x).argmax(1) == model.y).cpu().numpy()}
+            return found if measure is None else measure(model)
+
+        def __call__(self, arrays: Any) -> Any:
+            return MetricValue(value=float(arrays["right"].mean())) if value is None else value(arrays["right"])
+
+    return Factory
+
+
+def drawn(model: Any) -> dict[str, np.ndarray]:
+    return {"right": np.array([random.random() for _ in model.x])}
+
+
+def shifted(model: Any) -> dict[str, np.ndarray]:
+    next(iter(model.module.parameters())).add_(1.0)
+    return {"right": np.ones(len(model.x))}
+
+
+def training(model: Any) -> dict[str, np.ndarray]:
+    model.module.train()
+    return {"right": np.ones(len(model.x))}
+
+
+def hooked(model: Any) -> dict[str, np.ndarray]:
+    model.module.register_forward_hook(lambda *_: None)
+    return {"right": np.ones(len(model.x))}
+
+
+def sorted_in_place(right: np.ndarray) -> MetricValue:
+    right[:] = np.sort(right)
+    return MetricValue(value=float(right.mean()))
+
+
+OfModel = of_model()
+RaisesInMeasure = of_model(lambda model: 1 / 0)
+ReturnsList = of_model(lambda model: {"right": [1, 2]})
+UnevenRows = of_model(lambda model: {"right": np.ones(3), "other": np.ones(4)})
+AboveOne = of_model(value=lambda right: MetricValue(value=100 * float(right.mean())))
+ModelInterval = of_model(value=lambda right: MetricValue(value=0.5, low=0.6, high=0.7))
+FloatOfModel = of_model(value=lambda right: float(right.mean()))
+TrainsIt = of_model(training)
+ShiftsIt = of_model(shifted)
+KeepsHooks = of_model(hooked)
+Unseeded = of_model(drawn)
+KeepsState = of_model(value=lambda right: MetricValue(value=random.random()))
+SortsArrays = of_model(value=sorted_in_place)
+NanOfModel = of_model(value=lambda right: MetricValue(value=math.nan))
