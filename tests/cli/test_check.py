@@ -49,7 +49,7 @@ def test_a_namespace_stands_for_all_of_it_and_lists_what_matters() -> None:
     assert "metric broken-others/share" in said.out
     assert "dataset" not in said.out
     assert "  passed " not in said.out
-    assert said.out.count("FAILED") == 14
+    assert said.out.count("FAILED") == 27
 
 
 def test_a_plugin_that_imports_torch_is_reported_as_slow_and_its_errors_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
