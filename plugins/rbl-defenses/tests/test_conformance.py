@@ -23,6 +23,10 @@ class TestTrades(DefenseConformance):
     defense = "rbl/trades"
 
 
+class TestMart(DefenseConformance):
+    defense = "rbl/mart"
+
+
 class TestAWP(DefenseConformance):
     defense = "rbl/awp[method=trades]"
 

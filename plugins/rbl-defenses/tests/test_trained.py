@@ -15,15 +15,15 @@ from torch import Tensor, nn
 import rbl_defenses
 from rbl_defenses.architectures import small_cnn
 from rbl_defenses.image_defense import AdversariallyTrained, ImageDefense
-from rbl_defenses.normalise import Normalise
-from rbl_defenses.pgd_at import PGDTraining
+from rbl_defenses.mart import Mart
+from rbl_defenses.pgd_at import PGDTraining, Rotated
 from rbl_defenses.presets import preset
 from rbl_defenses.standard import Standard
 from rbl_defenses.trades import Trades
-from robustbench_lite import DatasetBundle, DatasetInfo, losses
+from robustbench_lite import DatasetBundle, DatasetInfo, UsageError, losses
 from robustbench_lite.data import fetch
 from robustbench_lite.testing import Linear
-from robustbench_lite.training import Context, craft, train
+from robustbench_lite.training import Context, Run, craft, train
 from robustbench_lite.weights import file_hash, read_card
 
 INFO = DatasetInfo(name="mine", classes=("a", "b"), shape=(1, 4, 4))
@@ -145,10 +145,121 @@ def test_trades_has_a_finite_gradient_where_a_probability_underflows() -> None:
     assert all(bool(g.isfinite().all()) for g in grads)
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_mart_is_its_formula_at_the_worst_point(eps: float) -> None:
+    """For a linear model of two classes the worst point's lead is known, and with it both predictions."""
+    defense = Mart(eps=eps, steps=10, step=0.1, beta=3.0)
+    model, (x, y) = binary(), grey()
+    found = defense.loss(model, x, y, context(defense))
+    difference, slope = lead(model, x)
+    margin = (2 * y - 1) * difference
+    p, q = margin.sigmoid(), (margin - eps * slope).sigmoid()  # of the true class: clean, and under attack
+    boosted = -q.log() - (1.0001 - (1 - q) + 1e-12).log()
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(found, (boosted + 3 * divergence * (1.0000001 - p)).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_marts_gradient_goes_through_both_predictions_and_the_weight() -> None:
+    defense = Mart(eps=0.1, steps=3, step=0.05, beta=3.0)
+    model, (x, y) = binary(), grey()
+    now = context(defense)
+    found = torch.autograd.grad(defense.loss(model, x, y, now), list(model.parameters()))
+    x_adv = now.once("x_adv", lambda: x)
+    p, q = model(x).softmax(1), model(x_adv).softmax(1)
+    right = (torch.arange(8), y)
+    by_hand = -q[right].log() - (1.0001 - q[(torch.arange(8), 1 - y)]).log()
+    by_hand = by_hand + 3 * (p * (p / q).log()).sum(1) * (1 - p[right])
+    for a, b in zip(found, torch.autograd.grad(by_hand.mean(), list(model.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- options of pgd-at
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.3])
+def test_in_l2_the_worst_point_lowers_the_margin_by_the_length_of_the_weights(eps: float) -> None:
+    defense = PGDTraining(eps=eps, norm="l2", steps=40, step=eps / 2)
+    model, (x, y) = binary(), grey()
+    found = defense.loss(model, x, y, context(defense))
+    length = (model.weight[1] - model.weight[0]).norm()
+    torch.testing.assert_close(
+        found, F.softplus(-((2 * y - 1) * lead(model, x)[0] - eps * length)).mean(), rtol=1e-4, atol=1e-5
+    )
+    assert (defense.recipe(INFO).norm, defense.recipe(INFO).eps) == ("l2", eps)
+    assert [PGDTraining(norm="l2").recipe(info).eps for info in (DIGITS, INFO)] == [0.6, 0.5]
+
+
+def test_the_model_may_be_led_away_from_its_own_prediction() -> None:
+    model, (x, y) = binary(), grey()
+    guess = model(x).argmax(1)
+    assert (guess != y).any()
+    defense = PGDTraining(eps=0.1, steps=10, step=0.1, target="prediction")
+    found = defense.loss(model, x, y, context(defense))
+    difference, slope = lead(model, x)
+    moved = difference - 0.1 * slope * (2 * guess - 1)  # away from the guess, whatever the label
+    torch.testing.assert_close(found, F.softplus(-(2 * y - 1) * moved).mean())
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.3])
+def test_smoothing_gives_the_wrong_classes_their_share(smoothing: float) -> None:
+    logits, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    target = torch.full((6, 5), smoothing / 4)
+    target[torch.arange(6), y] = 1 - smoothing
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(PGDTraining(label_smoothing=smoothing).outer(logits, y), expected)
+
+
+def test_the_share_of_labels_asked_for_is_drawn_anew_from_all_classes() -> None:
+    torch.manual_seed(0)
+    y = torch.zeros(1000, dtype=torch.int64)
+    noisy = PGDTraining(label_noise=0.4).noisy(y, 10)
+    counts = torch.bincount(noisy, minlength=10)
+    assert abs(int(counts[0]) - 640) < 5 * math.sqrt(400 * 0.1 * 0.9)  # a tenth of the 400 drawn are as they were
+    assert all(abs(int(c) - 40) < 5 * math.sqrt(400 * 0.1 * 0.9) for c in counts[1:])
+    assert not y.any()
+    assert torch.equal(PGDTraining(label_noise=0.0).noisy(y + 3, 10), y + 3)
+
+
+def test_noise_is_in_the_outer_loss_alone_and_the_same_in_both_of_its_parts() -> None:
+    defense = PGDTraining(eps=0.1, steps=10, step=0.1, label_noise=1.0, mix=0.5)
+    model, (x, y) = binary(), grey()
+    now = context(defense)
+    found = defense.loss(model, x, y, now)
+    labels = now.once("labels", lambda: y)
+    assert (labels != y).any()
+    difference, slope = lead(model, x)
+    away = difference - 0.1 * slope * (2 * y - 1)  # crafted against the true labels
+    expected = [F.softplus(-(2 * labels - 1) * d).mean() for d in (difference, away)]
+    torch.testing.assert_close(found, sum(expected) / 2)
+
+
+def test_half_a_batch_tells_turns_apart_under_attack() -> None:
+    torch.manual_seed(0)
+    defense = PGDTraining(width=4, eps=0.1, steps=2, rotation=2.0)
+    model = defense.architecture(DIGITS)
+    head = defense.auxiliary(model, DIGITS)
+    assert isinstance(head, nn.Linear)
+    assert head.out_features == 4
+    now = Context(1e9, defense.recipe(DIGITS), DIGITS, run=Run(None, head))
+    x, y = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
+    model.eval()
+    found = defense.loss(model, x, y, now)
+    first, second = now.once("x_adv", lambda: x), now.once("turned_adv", lambda: x)
+    turns = now.once("turns", lambda: y)
+    turned = torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x[4:], turns, strict=True)])
+    assert 0 < (second - turned).abs().max() <= 0.1 + 1e-6
+    assert 0 < (first - x[:4]).abs().max() <= 0.1 + 1e-6
+    expected = F.cross_entropy(model(first), y[:4]) + 2 * F.cross_entropy(Rotated(model, head)(second), turns)
+    torch.testing.assert_close(found, expected)
+    assert PGDTraining().auxiliary(model, DIGITS) is None
+    with pytest.raises(UsageError, match="rotation wants square images, not 3x4"):
+        defense.auxiliary(model, DatasetInfo(name="mine", classes=("a", "b"), shape=(1, 3, 4)))
+
+
 # --------------------------------------------------------------------------------------------------- crafting, modes, radius
 
 
-ADVERSARIAL: list[Callable[[], AdversariallyTrained]] = [PGDTraining, Trades]
+ADVERSARIAL: list[Callable[[], AdversariallyTrained]] = [PGDTraining, Trades, Mart]
 
 
 @pytest.mark.parametrize("make", ADVERSARIAL)
@@ -161,9 +272,9 @@ def test_crafting_is_in_evaluation_mode_and_leaves_no_trace(make: Callable[[], A
     defense.loss(model, x, y, context(defense))
     steps = defense.inner(context(defense))["steps"]
     modes = [mode for mode, _ in seen]
-    outer = 2 if isinstance(defense, Trades) else 1
-    assert modes.count(True) == outer  # x (for TRADES) and x', each once, in training mode
-    assert modes.count(False) == steps + outer - 1  # the steps, and for TRADES the reference
+    outer = 1 if isinstance(defense, PGDTraining) else 2
+    assert modes.count(True) == outer  # x (but for PGD) and x', each once, in training mode
+    assert modes.count(False) == steps + isinstance(defense, Trades)  # the steps, and for TRADES the reference
     assert all(module.training for module in model.modules())
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [int(m.num_batches_tracked or 0) for m in norms] == [outer] * len(norms)
@@ -185,7 +296,7 @@ def test_what_is_trained_on_lies_in_the_ball_and_the_box_and_is_harder(make: Cal
     assert (x_adv - x).abs().mean() > 0.03  # half of the ball lies outside the box
     model.eval()
     with torch.no_grad():
-        if isinstance(defense, PGDTraining):
+        if not isinstance(defense, Trades):
             assert losses.cross_entropy(model(x_adv), y).mean() > losses.cross_entropy(model(x), y).mean()
         else:
             noise = (x + 0.15 * torch.randn(x.shape, generator=g).sign()).clamp(0, 1)
@@ -220,26 +331,6 @@ def test_presets_follow_the_data_set() -> None:
     assert Standard().recipe(DIGITS).eps == 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------- architectures
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 33), (2, 3, 3)])
-def test_the_network_fits_every_size(shape: tuple[int, int, int]) -> None:
-    info = DatasetInfo(name="mine", classes=tuple("abcd"), shape=shape)
-    model = small_cnn(info, width=3)
-    assert model.training
-    assert model(torch.rand(5, *shape)).shape == (5, 4)
-
-
-def test_normalisation_is_inside_and_part_of_the_weights() -> None:
-    x = torch.rand(4, 1, 8, 8)
-    normalise = Normalise(DIGITS)
-    torch.testing.assert_close(normalise(x), (x - 0.3) / 0.4)
-    assert {"0.0.mean", "0.0.std"} <= set(small_cnn(DIGITS).state_dict())
-    plain = Normalise(DatasetInfo(name="mine", classes=("a", "b"), shape=(3, 8, 8)))
-    assert torch.equal(plain(x.expand(4, 3, 8, 8)), x.expand(4, 3, 8, 8))
-
-
 # --------------------------------------------------------------------------------------------------------- what it achieves
 
 
@@ -262,6 +353,7 @@ def test_a_short_training_learns_and_adversarial_training_lowers_the_loss_under_
         "standard": Standard(width=8, epochs=8),
         "pgd-at": PGDTraining(width=8, epochs=8, eps=0.1, steps=3),
         "trades": Trades(width=8, epochs=8, eps=0.1, steps=3),
+        "mart": Mart(width=8, epochs=8, eps=0.1, steps=3),
     }.items():
         model = train(defense, digits, seed=0).module
         clean[name] = accuracy(model, x, y)
@@ -269,8 +361,7 @@ def test_a_short_training_learns_and_adversarial_training_lowers_the_loss_under_
         with torch.no_grad():
             under_attack[name] = F.cross_entropy(model(x_adv), y).item()
     assert min(clean.values()) > 0.8  # chance is 0.1
-    assert under_attack["pgd-at"] < 0.5 * under_attack["standard"]
-    assert under_attack["trades"] < 0.5 * under_attack["standard"]
+    assert all(under_attack[name] < 0.5 * under_attack["standard"] for name in ("pgd-at", "trades", "mart"))
 
 
 @pytest.mark.parametrize("defense", [Standard(width=2, epochs=1), PGDTraining(width=2, epochs=1), Trades(width=2, epochs=1)])

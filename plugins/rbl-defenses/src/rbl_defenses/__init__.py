@@ -31,6 +31,13 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         reference="arXiv:1901.08573",
     )
     yield DefenseSpec(
+        name="mart",
+        factory="rbl_defenses.mart:Mart",
+        kind="trained",
+        summary="MART: a boosted adversarial loss, and a divergence weighed by the clean error",
+        reference="https://openreview.net/forum?id=rklOg6EFwS",
+    )
+    yield DefenseSpec(
         name="awp",
         factory="rbl_defenses.awp:AWP",
         kind="trained",

@@ -46,13 +46,18 @@ def ascent(weights: Sequence[Tensor], gradients: Sequence[Tensor], gamma: float)
 
 @contextmanager
 def moved(weights: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
-    """Add to weights, and take the same away again afterwards, whatever became of them meanwhile."""
-    with torch.no_grad():
-        for weight, change in zip(weights, by, strict=True):
-            weight.add_(change)
+    """Move weights, and undo exactly that afterwards: what is left is what they were, plus what they learnt meanwhile."""
+    before = [weight.detach().clone() for weight in weights]
+    there = [weight + change for weight, change in zip(before, by, strict=True)]
+    _put(weights, there)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for weight, change in zip(weights, by, strict=True):
-                weight.sub_(change)
+        learnt = [weight.detach() - start for weight, start in zip(weights, there, strict=True)]
+        _put(weights, [was + step for was, step in zip(before, learnt, strict=True)])
+
+
+@torch.no_grad()
+def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)

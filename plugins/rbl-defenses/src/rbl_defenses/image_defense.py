@@ -104,9 +104,11 @@ class AdversariallyTrained(ImageDefense):
         context: Context,
         *,
         start: Literal["uniform", "gaussian", "zero"] = "uniform",
+        name: str = "x_adv",
     ) -> Tensor:
-        """The points of this batch that the inner attack finds by climbing ``loss(logits) -> (n,)``: found once, see
-        ``Context.once``.
+        """The points of this batch that the inner attack finds by climbing ``loss(logits) -> (n,)``; see ``Context.once``.
+
+        name: what a method that attacks twice tells its attacks apart by.
         """
 
         def find() -> Tensor:
@@ -123,4 +125,4 @@ class AdversariallyTrained(ImageDefense):
                 mode=self.craft_mode,
             )
 
-        return context.once("x_adv", find)
+        return context.once(name, find)
