@@ -21,6 +21,9 @@ $(READY): pyproject.toml constraints.txt $(PLUGINS:%=plugins/%/pyproject.toml)
 leaderboard: $(READY)
 	$(BIN)/rbl run --defense all --attack all --out leaderboards
 
+weights: $(READY)
+	$(BIN)/python plugins/rbl-defenses/make_weights.py
+
 test: $(READY)
 	$(BIN)/pytest -n 2
 

@@ -110,12 +110,23 @@ def _train_command(entry: Entry, instance: object, dataset: str) -> str:
     return f"rbl train {shown} --dataset {wanted}"
 
 
+def datasets_with_weights(entry: Entry, instance: object, home: Path) -> list[str]:
+    """The data sets, by short name, for which weights of a defense are on this machine."""
+    roots = [home / "weights", *_shipped(entry)]
+    names = sorted({folder.name for root in roots if root.is_dir() for folder in root.iterdir() if folder.is_dir()})
+    return [name for name in names if any(path.is_file() for path, _ in _places(entry, instance, name, home))]
+
+
 def _places(entry: Entry, instance: object, dataset: str, home: Path) -> Iterator[tuple[Path, str]]:
     yield trained_path(entry, instance, dataset, home), "trained here"
+    for folder in _shipped(entry):
+        yield folder / dataset / f"{weights_name(entry, instance)}.safetensors", "shipped"
+
+
+def _shipped(entry: Entry) -> list[Path]:
+    """The folder of weights in the package of a defense, if it is a package with files."""
     package = importlib.import_module(entry.spec.factory.partition(":")[0].partition(".")[0])
-    if package.__file__ is not None:
-        shipped = Path(package.__file__).parent / "weights" / dataset / f"{weights_name(entry, instance)}.safetensors"
-        yield shipped, "shipped"
+    return [] if package.__file__ is None else [Path(package.__file__).parent / "weights"]
 
 
 def _checked(path: Path, origin: str, entry: Entry, instance: object, dataset: str, parts: Parts | None = None) -> WeightsFile:

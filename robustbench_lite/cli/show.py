@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_lite.cli.app import App, json_option, print_json, print_table
-from robustbench_lite.errors import RblError, UnknownName, did_you_mean
+from robustbench_lite.cli.model_card import find_cards, show_card
+from robustbench_lite.errors import RblError, UnknownName, UsageError, did_you_mean
+from robustbench_lite.specs import TRAINABLE, DefenseSpec
 
 if TYPE_CHECKING:
     from robustbench_lite.protocol import Protocol
@@ -20,11 +22,16 @@ PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
 @click.command("show")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(PLUGIN_KINDS), help="Where one name stands for objects of several kinds.")
+@click.option("--dataset", help="Of a defense, the weights for this data set [all that there are].")
 @json_option
 @click.pass_obj
-def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
-    """Show summary, paper, traits and parameters (type, default, meaning) of NAME."""
+def command(app: App, name: str, kind: str | None, dataset: str | None, as_json: bool) -> None:
+    """Show summary, paper, traits and parameters (type, default, meaning) of NAME; of a trained defense also its model card.
+
+    A defense may have parameters: 'pgd-at[eps=0.1]' shows the weights that were trained with them.
+    """
     registry = app.registry()
+    selector, name = name, name.partition("[")[0]
     if kind in (None, "protocol") and (protocol := _protocol(registry, name, kind)):
         _show_protocol(protocol, as_json)
         return
@@ -36,8 +43,10 @@ def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
         problem = ""
     except RblError as error:
         parameters, problem = [], str(error)
+    cards = find_cards(registry, selector, dataset) if _has_weights(entry, selector, dataset) and not problem else []
     if as_json:
-        print_json(entry.to_json() | {"parameters": [p.to_json() for p in parameters], "problem": problem})
+        found = entry.to_json() | {"parameters": [p.to_json() for p in parameters], "problem": problem}
+        print_json(found | ({"weights": cards} if entry.kind == "defense" else {}))
         return
     click.echo(f"{entry.kind} {entry.id}\n{entry.spec.summary}\n")
     print_table(_facts(entry), ("", ""), "")
@@ -47,6 +56,20 @@ def command(app: App, name: str, kind: str | None, as_json: bool) -> None:
     click.echo("\nParameters, set as " + f"{entry.spec.name}[name=value,...]\n" if parameters else "\nNo parameters.")
     rows = [(p.name, p.type, "required" if p.required else p.default, ", ".join(p.constraints), p.doc) for p in parameters]
     print_table(rows, ("name", "type", "default", "constraints", "meaning"), "")
+    for card in cards:
+        show_card(card)
+
+
+def _has_weights(entry: Entry, selector: str, dataset: str | None) -> bool:
+    """Whether to look for weights. Raises UsageError where they, or parameters, are asked for and there can be none."""
+    spec = entry.spec
+    if isinstance(spec, DefenseSpec) and spec.kind in (*TRAINABLE, "pretrained"):
+        return True
+    if dataset is not None:
+        raise UsageError(f"{entry.kind} {entry.id} has no weights of its own", hint=f"rbl show {entry.id}")
+    if selector not in (entry.id, entry.spec.name):
+        raise UsageError(f"parameters select a defense's weights, and {entry.id} has none", hint=f"rbl show {entry.id}")
+    return False
 
 
 def _protocol(registry: Registry, name: str, kind: str | None) -> Protocol | None:

@@ -105,6 +105,28 @@ def test_show() -> None:
     assert invoke("show", "rbl/digits", "--kind", "dataset", plugin=None).out.startswith("dataset rbl/digits")
 
 
+def test_show_a_trained_defense_with_its_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBL_HOME", str(tmp_path))
+    shown = invoke("show", "pgd-at", plugin=None).out
+    for text in ("fidelity", "paper-formula", "Weights for digits", "shipped", "128 examples: clean=", "torch="):
+        assert text in shown
+    (found,) = invoke("show", "rbl/pgd-at", "--json", plugin=None).json["weights"]
+    assert (found["dataset"], found["origin"], found["card"]["defense"]) == ("digits", "shipped", "rbl/pgd-at")
+    variant = "standard[width=2,epochs=2,ema=0.5]"
+    (missing,) = invoke("show", variant, "--dataset", "digits", "--json", plugin=None).json["weights"]
+    assert f"rbl train '{variant}' --dataset digits" in missing["problem"]
+    invoke("train", variant, "--threads", 1, plugin=None)
+    (found,) = invoke("show", variant, "--dataset", "rbl/digits", "--json", plugin=None).json["weights"]
+    assert (found["origin"], found["card"]["parameters"]["width"]) == ("trained here", 2)
+    shown = invoke("show", variant, plugin=None).out
+    for text in ("trained here", "epoch 2 of 2 (last)", "best epoch", "device=cpu, precision=float32, threads=1"):
+        assert text in shown
+    assert "weights" not in invoke("show", "pgd", "--json", plugin=None).json
+    assert invoke("show", "jpeg", "--json", plugin=None).json["weights"] == []
+    assert "has no weights of its own" in invoke("show", "jpeg", "--dataset", "digits", plugin=None, code=2).err
+    assert "and rbl/pgd has none" in invoke("show", "pgd[steps=3]", plugin=None, code=2).err
+
+
 def test_show_a_protocol_of_the_core() -> None:
     shown = invoke("show", "standard", "--kind", "protocol", plugin=None).out
     assert "cifar10" in shown
