@@ -38,6 +38,7 @@ class MeasuredModel:
         draws: int,
         key: str,
         card: Mapping[str, Any] | None = None,
+        others: Mapping[str, DatasetBundle] | None = None,
     ) -> None:
         """draws: passes of a stochastic defense that ``logits`` averages over. key: of all random numbers."""
         self.module: nn.Module = deployed.module
@@ -47,6 +48,7 @@ class MeasuredModel:
         self.rejects = deployed.rejects
         self.name = deployed.name
         self.card = dict(card or {})
+        self._others = dict(others or {})
         self.rng = Randomness(f"{key}|metric", ids)
         self._deployed, self._bundle = deployed, bundle
         self._draws = draws if deployed.stochastic else 1
@@ -98,6 +100,14 @@ class MeasuredModel:
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
         x, y = fetch(split, order.tolist())
         return x.to(self.device), y.long().to(self.device)
+
+    def other_examples(self, n: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Images and labels of the first n examples of each data set that the metric's field ``datasets`` names, by label."""
+        found = {}
+        for label, bundle in self._others.items():
+            x, y = fetch(bundle.test, [int(i) for i in bundle.evaluation[:n]])
+            found[label] = (x.to(self.device), y.long().to(self.device))
+        return found
 
     def _rows(self, x: Tensor, index: Tensor | None) -> Tensor:
         return torch.arange(len(x), device=x.device) if index is None else index

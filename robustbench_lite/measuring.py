@@ -7,14 +7,14 @@ for every table, without the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robustbench_lite.errors import PluginError, RblError, UsageError
-from robustbench_lite.resolve import ResolvedDataset, ResolvedDefense, ResolvedMetric
+from robustbench_lite.resolve import ResolvedDataset, ResolvedDefense, ResolvedMetric, resolve_dataset
 from robustbench_lite.threat import Threat
 from robustbench_lite.weights import read_card
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from robustbench_lite.data import DatasetBundle
     from robustbench_lite.deployed import Deployed
     from robustbench_lite.protocol import Protocol
+    from robustbench_lite.registry import Registry
 
 
 def examples_of(metric: ResolvedMetric, n: int) -> int:
@@ -32,9 +33,23 @@ def examples_of(metric: ResolvedMetric, n: int) -> int:
     return n if not isinstance(wanted, int) else min(n, wanted)
 
 
-def unmeasurable(metric: ResolvedMetric, defense: ResolvedDefense, dataset: ResolvedDataset, threat: Threat | None) -> str:
+def other_datasets(registry: Registry, metric: ResolvedMetric, root: Path) -> tuple[ResolvedDataset, ...]:
+    """The data sets that the metric's field ``datasets`` names. Raises as ``resolve_dataset``."""
+    return tuple(resolve_dataset(registry, text, root) for text in getattr(metric.instance, "datasets", ()))
+
+
+def unmeasurable(
+    metric: ResolvedMetric,
+    defense: ResolvedDefense,
+    dataset: ResolvedDataset,
+    threat: Threat | None,
+    others: Sequence[ResolvedDataset] = (),
+) -> str:
     """Why a metric cannot be measured on a defense; empty where it can."""
     declared, needs = metric.declared, metric.declared.needs
+    for other in others:
+        if other.info.shape != dataset.info.shape:
+            return f"images of {other.label} have shape {other.info.shape}, those of {dataset.label} {dataset.info.shape}"
     if threat is not None and threat.norm not in declared.norms:
         return f"norm {threat.norm} not supported by {metric.label} (it has {', '.join(declared.norms)})"
     if "gradient" in needs and not defense.differentiable:
@@ -58,14 +73,16 @@ def measurement_spec(
     metric: ResolvedMetric,
     threat: Threat | None,
     seed: int,
+    others: Sequence[ResolvedDataset] = (),
 ) -> dict[str, Any]:
     """What was asked, with everything resolved that can change a number. Its checksum is the key."""
+    further = {"datasets": [other.spec(other.subset(len(subset))) for other in others]} if others else {}
     return {
         "format": 1,
         "protocol": protocol.settings() | {"n": len(subset)},
         "dataset": dataset.spec(subset),
         "defense": defense.spec(),
-        "metric": metric.spec(),
+        "metric": metric.spec() | further,
         "threat": None if threat is None else str(threat),
         "seed": seed,
     }
@@ -95,8 +112,11 @@ def measure(
     y: Tensor,
     ids: tuple[int, ...],
     card: Mapping[str, Any] | None = None,
+    others: Mapping[str, DatasetBundle] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Measure one shard: x (n, C, H, W) in [0, 1], y (n,), ids: indices into the test split. card: of the weights.
+    """Measure one shard: x (n, C, H, W) in [0, 1], y (n,), ids: indices into the test split.
+
+    card: of the weights. others: further data sets that the metric names, by label.
 
     Random numbers depend on the seed, the metric's id and each example's id; torch's global generator is seeded, too.
     Raises PluginError where the metric returns something else than arrays of numbers of one length.
@@ -116,6 +136,7 @@ def measure(
         draws=spec["protocol"]["eval_draws"],
         key=f"{spec['seed']}|{spec['metric']['id']}",
         card=card,
+        others=others,
     )
     threat = None if spec["threat"] is None else Threat.parse(spec["threat"])
     method = getattr(metric.instance, "measure", None)

@@ -105,7 +105,8 @@ class Outdated:
     def _now(self, kind: str, spec: Spec) -> Spec:
         """What the part of a spec would be if it were planned now."""
         if kind == "metric":
-            return metric_from_spec(self._registry, spec["metric"]).spec()
+            others = {key: value for key, value in spec["metric"].items() if key == "datasets"}
+            return metric_from_spec(self._registry, spec["metric"]).spec() | others
         if kind == "attack" and "surrogates" not in spec["attack"]:
             return attack_from_spec(self._registry, spec["attack"]).spec()
         dataset = dataset_from_fields(self._registry, spec["dataset"], self._root)

@@ -16,8 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_lite import parameters
 from robustbench_lite.composition import compose, surrogate_selectors, white_box
-from robustbench_lite.errors import InvalidParameter, MissingWeights, PluginError, RblError, UsageError, did_you_mean
-from robustbench_lite.measuring import examples_of, is_measurement, measurement_spec, require_model_scope, unmeasurable
+from robustbench_lite.errors import (
+    InvalidParameter,
+    MissingData,
+    MissingWeights,
+    PluginError,
+    RblError,
+    UsageError,
+    did_you_mean,
+)
+from robustbench_lite.measuring import (
+    examples_of,
+    is_measurement,
+    measurement_spec,
+    other_datasets,
+    require_model_scope,
+    unmeasurable,
+)
 from robustbench_lite.outdated import difference
 from robustbench_lite.protocol import Protocol, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
@@ -147,7 +162,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
         for metric in metrics:
             for inside in [Threat.parse(text) for text in threats] if metric.declared.norms else [None]:
                 for defense in defenses:
-                    cells.append(_measurement(protocol, dataset, inside, defense, metric, request, store, earlier))
+                    cells.append(_measurement(registry, protocol, dataset, inside, defense, metric, request, store, earlier))
     unique = list({(c.key or (c.dataset, c.threat, c.defense, c.attack, c.metric)): c for c in cells}.values())
     if request.shard:
         unique = _share(unique, *parse_shard(request.shard))
@@ -410,6 +425,7 @@ def _cell(
 
 
 def _measurement(
+    registry: Registry,
     protocol: Protocol,
     dataset: ResolvedDataset,
     threat: Threat | None,
@@ -432,9 +448,12 @@ def _measurement(
     if isinstance(defense, _Unusable):
         return replace(named, reason=_why_unusable(defense))
     try:
-        if reason := unmeasurable(metric, defense, dataset, threat):
+        others = other_datasets(registry, metric, request.data)
+        if reason := unmeasurable(metric, defense, dataset, threat, others):
             return replace(named, reason=reason)
-        spec = measurement_spec(protocol, dataset, subset, defense, metric, threat, request.seed)
+        spec = measurement_spec(protocol, dataset, subset, defense, metric, threat, request.seed, others)
+    except MissingData as error:
+        return replace(named, reason=f"no data: {error.message}")
     except RblError as error:
         return replace(named, reason=f"unusable: {error.message}")
     except Exception as error:

@@ -262,12 +262,14 @@ def _measure_shards(
     metric = metric_from_spec(bench.registry, item.spec["metric"])
     subset, per_example = dataset.subset(item.n), metric.declared.per_example
     card = card_of(item.spec["defense"], item.files)
+    named = item.spec["metric"].get("datasets", ())
+    others = {each["label"]: dataset_from_spec(bench.registry, each, Path(item.data)).bundle for each in named}
     began = time.monotonic()
     for number in missing:
         shard_began = time.monotonic()
         ids = subset[number * SHARD : (number + 1) * SHARD] if per_example else subset
         x, y = load_examples(dataset, ids)
-        arrays = measure(item.spec, deployed, metric, dataset.bundle, x.to(item.device), y.to(item.device), ids, card)
+        arrays = measure(item.spec, deployed, metric, dataset.bundle, x.to(item.device), y.to(item.device), ids, card, others)
         cell.write_shard(number, arrays, n=len(ids) if per_example else None)
         elapsed = time.monotonic() - began
         note(shard=number, elapsed=elapsed, micro_batch=deployed.micro_batch, peak_memory_bytes=peak_memory(item.device))

@@ -172,7 +172,8 @@ class MetricSpec(Spec):
 
     A metric of scope ``model`` has a method ``measure(model, threat) -> arrays`` besides, which ``rbl run --metric`` calls
     with a ``MeasuredModel``; the arrays, of one common length, are stored, and it is called as ``(arrays,)`` with them. A
-    field ``examples: int`` says on how many of the evaluation subset at most.
+    field ``examples: int`` says on how many of the evaluation subset at most, a field ``datasets: tuple[str, ...]`` which other
+    data sets it looks at.
 
     per_example: its rows are those examples, and it is measured in shards of them. norms: in which threat models; empty where
     it depends on none, and is given None. needs: what a defense must have (``gradient``: is differentiable; ``deterministic``;

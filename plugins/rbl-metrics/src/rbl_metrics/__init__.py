@@ -1,4 +1,4 @@
-"""Metrics over stored results. This module only says what there is; importing it imports neither torch nor scipy."""
+"""Metrics of stored results and of models. This module only says what there is, and imports neither torch nor scipy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from robustbench_lite import MetricSpec, hookimpl
 @hookimpl
 def rbl_metrics() -> Iterator[MetricSpec]:
     """The metrics of this distribution."""
+    yield from _of_results()
+    yield from _of_models()
+
+
+def _of_results() -> Iterator[MetricSpec]:
     yield MetricSpec(
         name="clean-accuracy",
         factory="rbl_metrics.accuracy:CleanAccuracy",
@@ -214,4 +219,153 @@ def rbl_metrics() -> Iterator[MetricSpec]:
         unit="%",
         summary="Mean robust accuracy over attacks: over kinds and severities of common corruptions",
         reference="arXiv:1903.12261",
+    )
+
+
+def _of_models() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        name="flatness-average",
+        factory="rbl_metrics.flatness:AverageFlatness",
+        scope="model",
+        direction="lower",
+        unit="nats",
+        summary="Rise of the robust loss when weights are perturbed at random",
+        reference="arXiv:2104.04448",
+        per_example=True,
+        norms=("linf",),
+        needs=("gradient", "deterministic"),
+    )
+    yield MetricSpec(
+        name="flatness-worst",
+        factory="rbl_metrics.flatness:WorstFlatness",
+        scope="model",
+        direction="lower",
+        unit="nats",
+        summary="Rise of the robust loss when weights are perturbed for the worst",
+        reference="arXiv:2104.04448",
+        per_example=True,
+        norms=("linf",),
+        needs=("gradient", "deterministic"),
+    )
+    yield MetricSpec(
+        name="class-selectivity",
+        factory="rbl_metrics.selectivity:ClassSelectivity",
+        scope="model",
+        direction="none",
+        summary="How much single units answer to single classes",
+        reference="arXiv:2003.01262",
+        needs=("deterministic",),
+    )
+    yield MetricSpec(
+        name="representation-dimension",
+        factory="rbl_metrics.representation:RepresentationDimension",
+        scope="model",
+        direction="none",
+        unit="components",
+        summary="In how many directions the last hidden layer varies over images",
+        needs=("deterministic",),
+    )
+    yield MetricSpec(
+        name="adversarial-dimension",
+        factory="rbl_metrics.representation:AdversarialDimension",
+        scope="model",
+        direction="none",
+        unit="components",
+        summary="In how many directions an attack changes the last hidden layer",
+        norms=("linf",),
+        needs=("gradient", "deterministic"),
+    )
+    yield MetricSpec(
+        name="certified-radius",
+        factory="rbl_metrics.certified:CertifiedRadius",
+        scope="model",
+        direction="higher",
+        unit="l2",
+        summary="Average certified radius, by randomised smoothing",
+        reference="arXiv:1902.02918",
+        per_example=True,
+        needs=("certify",),
+    )
+    yield MetricSpec(
+        name="certified-accuracy",
+        factory="rbl_metrics.certified:CertifiedAccuracy",
+        scope="model",
+        direction="higher",
+        unit="%",
+        summary="Share that is answered rightly with a certified radius, by randomised smoothing",
+        reference="arXiv:1902.02918",
+        per_example=True,
+        needs=("certify",),
+    )
+    yield MetricSpec(
+        name="local-lipschitz",
+        factory="rbl_metrics.lipschitz:LocalLipschitz",
+        scope="model",
+        direction="lower",
+        unit="per unit of the norm",
+        summary="Largest gradient of the margin found near an image: a lower bound of its slope",
+        per_example=True,
+        norms=("linf", "l2"),
+        needs=("gradient",),
+    )
+    yield MetricSpec(
+        name="clever",
+        factory="rbl_metrics.lipschitz:Clever",
+        scope="model",
+        direction="higher",
+        unit="in its norm",
+        summary="Extreme-value estimate of the smallest perturbation; not a bound",
+        reference="arXiv:1801.10578",
+        per_example=True,
+        needs=("gradient",),
+    )
+    yield MetricSpec(
+        name="pass-spread",
+        factory="rbl_metrics.randomness:PassSpread",
+        scope="model",
+        direction="none",
+        summary="Standard deviation of clean accuracy over single passes of a stochastic defense",
+        per_example=True,
+    )
+    yield MetricSpec(
+        name="ood-auroc",
+        factory="rbl_metrics.ood:OutOfDistribution",
+        scope="model",
+        direction="higher",
+        unit="AUROC",
+        summary="How well a score tells test images from images of other data sets, or noise",
+        reference="arXiv:1610.02136",
+    )
+    yield MetricSpec(
+        name="generalisation-gap",
+        factory="rbl_metrics.gaps:GeneralisationGap",
+        scope="model",
+        direction="lower",
+        summary="Robust accuracy on training examples minus that on test examples",
+        norms=("linf",),
+        needs=("gradient", "deterministic", "training-data"),
+    )
+    yield MetricSpec(
+        name="overfit-gap",
+        factory="rbl_metrics.gaps:OverfitGap",
+        scope="model",
+        direction="lower",
+        unit="%",
+        summary="Robust accuracy of the best training epoch minus that of the last",
+        reference="arXiv:2002.11569",
+        needs=("history",),
+    )
+    yield MetricSpec(
+        name="parameters",
+        factory="rbl_metrics.model_cost:Parameters",
+        scope="model",
+        direction="lower",
+        summary="Number of parameters",
+    )
+    yield MetricSpec(
+        name="flops",
+        factory="rbl_metrics.model_cost:Flops",
+        scope="model",
+        direction="lower",
+        summary="Floating-point operations of one pass over one image",
     )
