@@ -46,6 +46,11 @@ def _assignments(value: object) -> object:
     return found
 
 
+def _kept(value: object) -> object:
+    """``true`` as all, ``false`` as none."""
+    return {True: "all", False: 0}[value] if isinstance(value, bool) else value
+
+
 Selectors = Annotated[tuple[str, ...], BeforeValidator(_selectors)]
 
 
@@ -69,7 +74,8 @@ class RunRequest(BaseModel):
     or more examples than the protocol wants. seed: of attacks and of stochastic defenses. weights: files by defense label.
 
     store, data: folders. device: auto, cpu, or devices joined by commas. workers: per CPU; one per GPU. timeout: seconds a
-    cell may take. shard: i/n, every n-th cell, for job arrays that share a store. plugin: one-file plugins.
+    cell may take. keep_examples: store clean and adversarial images of so many beaten examples of a cell, or of all examples.
+    shard: i/n, every n-th cell, for job arrays that share a store. plugin: one-file plugins.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,7 +97,7 @@ class RunRequest(BaseModel):
     workers: Positive | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     micro_batch: Positive | None = None
-    keep_examples: bool = False
+    keep_examples: Annotated[Annotated[int, Field(ge=0)] | Literal["all"], BeforeValidator(_kept)] = 0
     shard: str | None = None
     plugin: Annotated[tuple[Path, ...], BeforeValidator(_files)] = ()
 

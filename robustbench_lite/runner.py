@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,8 +49,6 @@ from robustbench_lite.target import Target, surrogate_targets
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from robustbench_lite.registry import Registry
 
 Emit = Callable[[dict[str, Any]], None]
@@ -71,7 +70,7 @@ class WorkItem:
     n: int
     cost: int = 0
     micro_batch: int | None = None
-    keep_examples: bool = False
+    keep_examples: int | str = 0
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -237,8 +236,10 @@ def _run_shards(
             with suppress(StoreError):
                 cell.write_salvage(number, result.arrays)
             raise result.failure
-        if item.keep_examples:
-            cell.write_examples(number, {"x_adv": result.x_adv.cpu().numpy()})
+        rows = _rows_to_keep(item.keep_examples, cell, number, result.arrays["success"])
+        if len(rows):
+            images = {"x": x.cpu().numpy()[rows], "x_adv": result.x_adv.cpu().numpy()[rows]}
+            cell.write_examples(number, {"index": result.arrays["index"][rows], **images})
         cell.write_shard(number, result.arrays, n=len(ids))
         notes += result.notes
         unattributed += result.unattributed
@@ -275,6 +276,17 @@ def _measure_shards(
         note(shard=number, elapsed=elapsed, micro_batch=deployed.micro_batch, peak_memory_bytes=peak_memory(item.device))
         seconds = time.monotonic() - shard_began
         emit({"event": "shard", "key": item.key, "shard": number, "n": len(ids), "seconds": seconds})
+
+
+def _rows_to_keep(keep: int | str, cell: Cell, number: int, success: np.ndarray) -> np.ndarray:
+    """The rows of a shard whose images are stored. keep: all, or the first so many of the cell that were beaten.
+
+    Counted over the shards before this one, which are whole by now, so that an interruption changes nothing.
+    """
+    if keep == "all" or not keep:
+        return np.arange(len(success) if keep else 0)
+    before = sum(int(cell.read_shard(i)["success"].sum()) for i in range(number))
+    return success.nonzero()[0][: max(0, int(keep) - before)]
 
 
 @dataclass(frozen=True)

@@ -371,8 +371,18 @@ class Cell:
         return self._read_one(self._shard_path(number), "shard", number)
 
     def read_examples(self, number: int) -> dict[str, np.ndarray]:
-        """The adversarial examples kept of one shard; raises CorruptResult, or StoreError where none were kept."""
+        """The images kept of one shard: ``index``, clean ``x`` and adversarial ``x_adv``, the clean ones where none was found.
+
+        Raises CorruptResult, or StoreError where none were kept.
+        """
         return self._read_one(self._examples_path(number), "examples", number)
+
+    def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """The examples kept of each shard, in order; damaged files are noted and passed over."""
+        for name in _names(self.examples_folder):
+            if match := _SHARD.fullmatch(name):
+                with contextlib.suppress(CorruptResult):
+                    yield self.read_examples(int(match[1]))
 
     def salvaged(self) -> dict[str, np.ndarray] | None:
         """What failed runs found in shards that are not whole, joined in shard order: for footnotes, never for scores."""
@@ -730,10 +740,8 @@ class Store:
         for cell in (*reader.cells(), *reader.measurements()):
             cell.load_what_is_whole()
             cell.salvaged()
-            for name in _names(cell.examples_folder):
-                if match := _SHARD.fullmatch(name):
-                    with contextlib.suppress(CorruptResult):
-                        cell.read_examples(int(match[1]))
+            for _ in cell.examples():
+                pass
         return found + reader.messages
 
     def require_writable(self) -> None:

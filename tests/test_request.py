@@ -108,3 +108,16 @@ def test_protocols_are_found_by_name_file_and_plugin(tmp_path: Path) -> None:
     assert "standard" in refused.value.hint
     with pytest.raises(UnknownName):
         find_protocol(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(("given", "kept"), [("true", "all"), ("false", 0), ("all", "all"), ("8", 8), ("'8'", 8), ("0", 0)])
+def test_examples_to_keep(tmp_path, given, kept):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"keep_examples: {given}\n")
+    assert load_request(path, {}).keep_examples == kept
+
+
+@pytest.mark.parametrize("given", ["-1", "some", "1.5"])
+def test_examples_to_keep_are_a_number_or_all(given):
+    with pytest.raises(InvalidConfig, match="keep-examples"):
+        load_request(None, {"keep_examples": given})

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--threat", "threats", multiple=True, help="Only tables of these threat models.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write .md, .csv and .json to this folder.")
 @click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file with tables and charts, for a browser."
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["auto", "terminal", "markdown", "csv"]),
@@ -49,6 +52,7 @@ def command(
     metrics: tuple[str, ...],
     threats: tuple[str, ...],
     out: Path | None,
+    html: Path | None,
     form: str,
     hide_outdated: bool,
     as_json: bool,
@@ -74,12 +78,15 @@ def command(
         from robustbench_lite.leaderboard.json_table import measures_to_json, to_json
 
         print_json([to_json(table) for table in tables] + [measures_to_json(table) for table in others])
-    else:
+    elif form != "auto" or html is None:
         print_tables(tables, form, app.command_line)
         print_measures(others)
     if out is not None:
         for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
+    if html is not None:
+        write_page(tables, cells, html, app)
+        warn(f"wrote {html}")
     if not tables and not others:
         warn("no results to show: rbl status says what the store holds")
     return 0 if tables or others else 1
@@ -219,6 +226,18 @@ def write_tables(tables: Sequence[Leaderboard], folder: Path, app: App) -> list[
         return known[protocol].rules(dataset).threats if protocol in known else ()
 
     return write_all(tables, folder, command=app.command_line, radii=radii)
+
+
+def write_page(tables: Sequence[Leaderboard], cells: Iterable[Cell], path: Path, app: App) -> None:
+    """Write tables as one HTML file, with a few of the images that the cells hold."""
+    from robustbench_lite.leaderboard import html
+    from robustbench_lite.leaderboard.gallery import pick
+    from robustbench_lite.lease import make_folder, write_file
+
+    by_key = {cell.key: cell for cell in cells}
+    examples = {i: pick(table, by_key) for i, table in enumerate(tables)}
+    make_folder(path.absolute().parent)
+    write_file(path, html.render(tables, command=app.command_line, examples=examples).encode("utf-8"))
 
 
 def _not_applicable(specs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:

@@ -39,7 +39,13 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--workers", type=int, help="Worker processes on the CPU, or per GPU [one per core, one per GPU]."),
         click.option("--timeout", type=float, help="Seconds that a cell may take [no limit]."),
         click.option("--micro-batch", type=int, help="Most images in one pass [what fits]."),
-        click.option("--keep-examples/--drop-examples", default=None, help="Store adversarial examples, too [drop]."),
+        click.option(
+            "--keep-examples",
+            is_flag=False,
+            flag_value="all",
+            metavar="[N]",
+            help="Store images, too: of the first N examples that a cell beats, or of all examples [0].",
+        ),
         click.option("--shard", metavar="I/N", help="Run every N-th cell only, for job arrays that share a store."),
     ]
     for option in reversed(options):

@@ -17,13 +17,17 @@ STALE = "stale"
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A column. label: unique within the table. surrogates: labels of the defenses that it is crafted on, for transfer."""
+    """A column. label: unique within the table.
+
+    members: labels of the attacks that it is made of. surrogates: of the defenses that it is crafted on, for transfer.
+    """
 
     label: str
     id: str
     version: int
     access: str
     goal: str
+    members: tuple[str, ...] = ()
     surrogates: tuple[str, ...] = ()
 
 

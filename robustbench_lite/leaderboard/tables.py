@@ -175,6 +175,7 @@ def _attack(label: str, spec: Spec) -> Attack:
         version=spec["version"],
         access=plain(spec["access"]),
         goal=plain(spec["goal"]),
+        members=tuple(plain(member["label"]) for member in spec.get("members", ())),
         surrogates=tuple(plain(surrogate["label"]) for surrogate in spec.get("surrogates", ())),
     )
 

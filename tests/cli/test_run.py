@@ -196,7 +196,53 @@ def test_a_time_limit_costs_the_cell_in_this_process_too() -> None:
 def test_examples_are_kept_where_asked(store: Path) -> None:
     invoke("run", *options(attack="toy/shift", defense="toy/mean"), "--keep-examples")
     (cell,) = Store.open(store, read_only=True).cells()
-    assert cell.read_examples(0)["x_adv"].shape == (32, 1, 4, 4)
+    kept, stored = cell.read_examples(0), cell.load()
+    assert kept["x"].shape == kept["x_adv"].shape == (32, 1, 4, 4)
+    assert (kept["index"] == stored.arrays["index"]).all()
+    changed = abs(kept["x_adv"] - kept["x"]).max(axis=(1, 2, 3))
+    assert changed == pytest.approx(stored.arrays["linf"], abs=1e-6)
+
+
+def test_the_first_beaten_examples_are_kept_however_the_run_went(store: Path) -> None:
+    request = ("run", *options(attack="toy/shift", defense="toy/mean", n=600, threat="linf:0.02"))
+    invoke(*request)
+    (cell,) = Store.open(store).cells()
+    arrays = cell.load().arrays
+    beaten = arrays["index"][arrays["success"]]
+    in_the_first_shard = int(arrays["success"][:256].sum())
+    wanted = in_the_first_shard + 3
+    assert 0 < in_the_first_shard < wanted < len(beaten)
+    (cell.folder / "done.json").unlink()
+    (cell.folder / "shard-00001.safetensors").unlink()
+    invoke(*request, "--keep-examples", wanted)  # the first shard is whole: its images are gone, and count all the same
+    (kept,) = cell.examples()
+    assert kept["index"].tolist() == beaten[in_the_first_shard:wanted].tolist()
+    for shard in range(3):
+        (cell.folder / f"shard-{shard:05d}.safetensors").unlink()
+    (cell.folder / "done.json").unlink()
+    invoke(*request, "--keep-examples", wanted)
+    assert [i for kept in cell.examples() for i in kept["index"].tolist()] == beaten[:wanted].tolist()
+    assert Store.open(store).check() == []
+
+
+@pytest.mark.parametrize("given", ["some", "1.5"])
+def test_a_number_of_examples_that_is_none_is_refused(given: str) -> None:
+    assert "--keep-examples" in invoke("run", *options(), "--keep-examples", given, code=2).err
+
+
+def test_a_page_is_written_with_images(store: Path) -> None:
+    from tests.leaderboard.pages import Page
+
+    invoke("run", *options(), "--keep-examples", 2)
+    done = invoke("report", "--html", "out/report.html")
+    assert done.out == ""
+    assert "wrote out/report.html" in done.err
+    page = Page(Path("out/report.html").read_text(encoding="utf-8"))
+    assert "blobs, linf:0.08" in page.text
+    assert "rbl --plugin" in page.text
+    assert len(page.all("img")) == 12  # two defenses, two images each
+    assert "mean" in invoke("report", "--html", "report.html", "--format", "csv").out
+    assert "in the way" in invoke("report", "--html", "report.html/x.html", code=1).err
 
 
 def test_on_a_terminal_there_is_a_bar_and_a_line_for_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
