@@ -37,5 +37,5 @@ def find_ingredients(registry: Registry, found: Resolved, info: DatasetInfo, dat
     return Ingredients(
         method=inner_method(registry, found),
         teacher=resolve_defense(registry, teacher, info, dataset=dataset) if isinstance(teacher, str) else None,
-        base=wrapped(registry, found, info, {}, (), dataset) if fitted else None,
+        base=wrapped(registry, found, info, {}, (), dataset)[0] if fitted else None,
     )

@@ -80,6 +80,7 @@ class Outdated:
         if installed != part["version"]:
             return f"{kind} {part['id']} was of version {part['version']}, installed is version {installed}"
         inner = [(kind, part["base"])] if part.get("base") else []
+        inner += [(kind, each) for each in part.get("bases", ())]
         inner += [("attack", member) for member in part.get("members", ())]
         inner += [("defense", surrogate) for surrogate in part.get("surrogates", ())]
         return next((reason for inner_kind, each in inner if (reason := self._version(inner_kind, each))), "")

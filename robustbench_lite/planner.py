@@ -41,6 +41,7 @@ from robustbench_lite.resolve import (
     ResolvedDataset,
     ResolvedDefense,
     ResolvedMetric,
+    base_selectors,
     resolve,
     resolve_attack,
     resolve_dataset,
@@ -311,9 +312,8 @@ def _labels(selectors: Iterable[str], registry: Registry, inside: tuple[str, ...
         with contextlib.suppress(RblError):
             defense = resolve(registry, "defense", selector)
             found.add(defense.label)
-            base = getattr(defense.instance, "base", None)
-            if isinstance(base, str) and defense.label not in inside:
-                found |= _labels([base], registry, (*inside, defense.label))
+            if defense.label not in inside:
+                found |= _labels(base_selectors(defense.instance), registry, (*inside, defense.label))
     return found
 
 

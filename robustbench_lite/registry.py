@@ -596,8 +596,12 @@ def _check_factory(entry: Entry, factory: Any) -> None:
     names = [parameter.name for parameter in describe(factory)]
     if isinstance(factory, type) and not any("__call__" in vars(base) for base in factory.__mro__):
         raise PluginError(f"instances of {path!r} cannot be called", hint=f"give it a __call__, as every {entry.kind} has")
-    if isinstance(entry.spec, DefenseSpec) and entry.spec.kind in WRAPPING and "base" not in names:
-        raise PluginError(f"{path!r} is a wrapper without a parameter 'base'", hint="add a field `base: str`")
+    kind = entry.spec.kind if isinstance(entry.spec, DefenseSpec) else ""
+    if kind in WRAPPING and "base" not in names and not (kind == "wrapper" and "bases" in names):
+        raise PluginError(
+            f"{path!r} is a wrapper without a parameter 'base'",
+            hint="add a field `base: str`, or `bases: tuple[str, ...]` where it wraps several",
+        )
 
 
 def _a(value: object) -> str:

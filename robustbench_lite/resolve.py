@@ -148,14 +148,14 @@ def _loaded(found: Resolved, root: Path) -> ResolvedDataset:
 
 @dataclass(frozen=True)
 class ResolvedDefense(Resolved):
-    """A defense for one data set. weights: the file it will load, if any. base: what a wrapper wraps.
+    """A defense for one data set. weights: the file it will load, if any. bases: what a wrapper wraps.
 
     method: what a training method around another is around.
     """
 
     info: DatasetInfo
     weights: WeightsFile | None = None
-    base: ResolvedDefense | None = None
+    bases: tuple[ResolvedDefense, ...] = ()
     method: Resolved | None = None
 
     @property
@@ -167,6 +167,11 @@ class ResolvedDefense(Resolved):
         return spec
 
     @property
+    def base(self) -> ResolvedDefense | None:
+        """What a wrapper with a parameter ``base`` wraps; None for one with ``bases``, and for other defenses."""
+        return self.bases[0] if self.bases and not hasattr(self.instance, "bases") else None
+
+    @property
     def _architect(self) -> DefenseSpec:
         """Of the defense whose module this is: a method around another has that one's."""
         inner = None if self.method is None else self.method.entry.spec
@@ -175,22 +180,22 @@ class ResolvedDefense(Resolved):
     @property
     def stochastic(self) -> bool:
         """Whether two passes over one input may differ, here or in what it wraps."""
-        return self._architect.stochastic or (self.base is not None and self.base.stochastic)
+        return self._architect.stochastic or any(each.stochastic for each in self.bases)
 
     @property
     def differentiable(self) -> bool:
         """Whether autograd gives useful gradients, all the way through what it wraps."""
-        return self._architect.differentiable and (self.base is None or self.base.differentiable)
+        return self._architect.differentiable and all(each.differentiable for each in self.bases)
 
     @property
     def rejects(self) -> bool:
         """Whether it may refuse to answer."""
-        return self._architect.rejects or (self.base is not None and self.base.rejects)
+        return self._architect.rejects or any(each.rejects for each in self.bases)
 
     @property
     def surrogate(self) -> bool:
-        """Whether a module that is not differentiable offers another gradient."""
-        return self._architect.surrogate
+        """Whether a module that is not differentiable offers another gradient, all the way through what it wraps."""
+        return self._architect.surrogate and all(each.attackable_by_gradient for each in self.bases)
 
     @property
     def attackable_by_gradient(self) -> bool:
@@ -202,40 +207,46 @@ class ResolvedDefense(Resolved):
         """sha256 of the weights file; of the state of a module that brings its own; None for a wrapper."""
         if self.weights is not None:
             return self.weights.sha256
-        return None if self.base is not None else "state:" + state_hash(self.build())
+        return None if self.bases else "state:" + state_hash(self.build())
 
     def spec(self) -> dict[str, Any]:
         """What of it is part of a result's key."""
-        parts = {} if self.method is None else {"method": self.method.identity()}
-        return (
-            self.identity()
-            | parts
-            | {
-                "weights": self.weights_id,
-                "base": None if self.base is None else self.base.spec(),
-                "stochastic": self.stochastic,
-                "differentiable": self.differentiable,
-                "surrogate": not self.differentiable and self.surrogate,
-                "rejects": self.rejects,
-            }
-        )
+        found = self.identity() | {
+            "weights": self.weights_id,
+            "base": None if self.base is None else self.base.spec(),
+            "stochastic": self.stochastic,
+            "differentiable": self.differentiable,
+            "surrogate": not self.differentiable and self.surrogate,
+            "rejects": self.rejects,
+        }
+        if self.method is not None:
+            found["method"] = self.method.identity()
+        if self.bases and self.base is None:
+            found["bases"] = [each.spec() for each in self.bases]
+        return found
 
     def weights_files(self) -> dict[str, str]:
-        """Path by checksum of every weights file it needs, its base's too."""
-        own = {} if self.weights is None else {self.weights.sha256: str(self.weights.path)}
-        return own | ({} if self.base is None else self.base.weights_files())
+        """Path by checksum of every weights file it needs, those of what it wraps too."""
+        return {file.sha256: str(file.path) for file in self.all_weights()}
+
+    def all_weights(self) -> list[WeightsFile]:
+        """Its weights, and those of what it wraps."""
+        own = [] if self.weights is None else [self.weights]
+        return own + [file for each in self.bases for file in each.all_weights()]
 
     @property
     def weights_ids(self) -> list[str]:
         """``weights_id`` of all that it is made of, its own first."""
         own = [] if self.weights_id is None else [self.weights_id]
-        return own + ([] if self.base is None else self.base.weights_ids)
+        return own + [identifier for each in self.bases for identifier in each.weights_ids]
 
     def build(self) -> nn.Module:
         """The module, in evaluation mode. Raises PluginError where the factory returns something else."""
         path = None if self.weights is None else self.weights.path
-        if self.base is None:
+        if not self.bases:
             module = self.instance(self.info, path)
+        elif self.base is None:
+            module = self.instance(self.info, tuple(each.build() for each in self.bases))
         elif self.declared.kind == "fitted":
             module = self.instance(self.info, self.base.build(), path)
         else:
@@ -249,6 +260,13 @@ class ResolvedDefense(Resolved):
                 "weights), and returns the module",
             )
         return module.eval()
+
+
+def base_selectors(instance: object) -> tuple[str, ...]:
+    """The selectors of what a wrapper wraps: its parameter ``base``, or those in ``bases``; empty for other defenses."""
+    several = getattr(instance, "bases", None)
+    named = tuple(several) if isinstance(several, (tuple, list)) else (getattr(instance, "base", None),)
+    return named if all(isinstance(text, str) for text in named) else ()
 
 
 def resolve_defense(
@@ -268,12 +286,13 @@ def defense_from_spec(
 ) -> ResolvedDefense:
     """The defense of a stored spec. files: path by checksum of the weights that the planner found."""
     found = _instance(registry, registry.get("defense", spec["id"]), spec["parameters"])
-    base = None if spec["base"] is None else defense_from_spec(registry, spec["base"], info, files)
+    wrapped = spec.get("bases", ()) if spec["base"] is None else (spec["base"],)
+    bases = tuple(defense_from_spec(registry, each, info, files) for each in wrapped)
     weights = None
     if spec["weights"] in files:
         weights = WeightsFile(path=Path(files[spec["weights"]]), sha256=spec["weights"], origin="plan")
     inner = inner_method(registry, found)
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base, inner)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, bases, inner)
 
 
 def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: DatasetInfo) -> ResolvedDefense:
@@ -299,42 +318,44 @@ def _with_weights(
             f"defense {found.label} works on {', '.join(declared.datasets)}, not on {info.name}",
             hint=f"rbl show {found.entry.id}",
         )
-    base = wrapped(registry, found, info, given, inside, dataset) if declared.kind in WRAPPING else None
+    bases = wrapped(registry, found, info, given, inside, dataset) if declared.kind in WRAPPING else ()
     if declared.kind == "wrapper":
-        return ResolvedDefense(found.entry, found.instance, found.label, info, base=base)
+        return ResolvedDefense(found.entry, found.instance, found.label, info, bases=bases)
     inner = inner_method(registry, found)
     try:
-        path, home, parts = given.get(found.label), rbl_home(), _parts(inner, base)
+        path, home, parts = given.get(found.label), rbl_home(), _parts(inner, bases)
         weights = find_weights(found.entry, found.instance, info.name, given=path, home=home, selector=dataset, parts=parts)
     except MissingWeights:
         if declared.kind in TRAINABLE:
             raise
         weights = None
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, base, inner)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, bases, inner)
 
 
 def wrapped(
     registry: Registry, found: Resolved, info: DatasetInfo, given: Mapping[str, Path], inside: tuple[str, ...], dataset: str
-) -> ResolvedDefense:
-    """What a wrapper wraps: the defense of its field ``base``, with its weights."""
-    base = getattr(found.instance, "base", None)
-    if not isinstance(base, str):
+) -> tuple[ResolvedDefense, ...]:
+    """What a wrapper wraps: the defenses that ``base_selectors`` names, with their weights."""
+    selectors = base_selectors(found.instance)
+    if not selectors:
         raise PluginError(
-            f"wrapper {found.entry.id} of {found.entry.distribution} has no parameter 'base'",
-            hint="give its dataclass a field base: str, the id of the defense to wrap",
+            f"wrapper {found.entry.id} of {found.entry.distribution} wraps nothing",
+            hint="give its dataclass a field base: str, the id of the defense to wrap, or bases: tuple[str, ...]",
         )
     if found.label in inside:
         raise PluginError(
             f"wrapper {found.label} wraps itself: {' in '.join([found.label, *reversed(inside)])}",
             hint=f"name another base: {found.entry.spec.name}[base=...]",
         )
-    return _with_weights(registry, resolve(registry, "defense", base), info, given, (*inside, found.label), dataset)
+    within, named = (*inside, found.label), (resolve(registry, "defense", text) for text in selectors)
+    return tuple(_with_weights(registry, each, info, given, within, dataset) for each in named)
 
 
-def _parts(inner: Resolved | None, base: ResolvedDefense | None) -> dict[str, dict[str, Any]]:
+def _parts(inner: Resolved | None, bases: Sequence[ResolvedDefense]) -> dict[str, dict[str, Any]]:
     """What must not have changed since weights were trained: the version of the method inside, the weights of the base."""
     method = {} if inner is None else {"method": {"id": inner.entry.id, "version": inner.entry.spec.version}}
-    return method | ({} if base is None else {"base": {"weights": base.weights_ids}})
+    weights = [identifier for base in bases for identifier in base.weights_ids]
+    return method | ({"base": {"weights": weights}} if bases else {})
 
 
 def state_hash(module: nn.Module) -> str:

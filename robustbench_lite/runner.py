@@ -147,7 +147,7 @@ def _deploy(defense: ResolvedDefense, spec: Mapping[str, Any], item: WorkItem) -
             status="error",
             hint="its factory must build the same module every time: seed what it draws, or load it from a file",
         )
-    if not defense.differentiable and defense.declared.surrogate and not hasattr(module, "surrogate"):
+    if not defense.differentiable and defense.attackable_by_gradient and not hasattr(module, "surrogate"):
         raise PluginError(
             f"{defense.label} is declared non-differentiable with a surrogate, and its module has no method surrogate(x)",
             hint="add the method, or declare surrogate=False in its DefenseSpec",

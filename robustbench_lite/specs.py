@@ -120,10 +120,10 @@ class DefenseSpec(Spec):
     """A defense: ``factory(**parameters)`` builds a model with logits out for images in [0, 1].
 
     kind: ``trained`` (``rbl train`` makes its weights; see ``robustbench_lite.training``), ``wrapper`` (has a parameter
-    ``base``, the id of another defense), ``fitted`` (a wrapper with weights of its own, which ``rbl train`` fits to its base)
-    or ``pretrained`` (brings its weights). stochastic: two passes over one input may
-    differ. differentiable: False where autograd gives no useful gradient; the module then has a method ``surrogate(x)``
-    that does (BPDA), or the spec says surrogate=False and gradient attacks are skipped with that reason.
+    ``base``, the id of another defense, or ``bases``, those of several), ``fitted`` (a wrapper with weights of its own, which
+    ``rbl train`` fits to its base) or ``pretrained`` (brings its weights). stochastic: two passes over one input may differ.
+    differentiable: False where autograd gives no useful gradient; the module then has a method ``surrogate(x)`` that does
+    (BPDA), or the spec says surrogate=False and gradient attacks are skipped.
     rejects: logits have one more column than there are classes, and the last means "refuse to answer". certifies: the module
     has a method ``certify(x, n0, n, alpha) -> (classes, radii)`` after Cohen et al. (arXiv:1902.02918), class -1 to abstain.
     datasets: names it works with; empty for any. weights: data set -> URL of a safetensors file, with

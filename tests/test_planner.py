@@ -14,7 +14,7 @@ from robustbench_lite.planner import Plan, contributed_protocols, count_shards, 
 from robustbench_lite.protocol import find_protocol, known_protocols
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
-from robustbench_lite.resolve import resolve_dataset, resolve_defense
+from robustbench_lite.resolve import defense_from_spec, resolve_dataset, resolve_defense
 from robustbench_lite.store import Store, cell_key
 from tests.support import TOY, written
 
@@ -38,6 +38,7 @@ def rbl_attacks():
 def rbl_defenses():
     yield DefenseSpec(name="around", factory="lab:Around", kind="wrapper", differentiable=False, surrogate=False)
     yield DefenseSpec(name="own-tail", factory="lab:OwnTail", kind="wrapper")
+    yield DefenseSpec(name="several", factory="lab:Several", kind="wrapper")
     yield DefenseSpec(name="digits-only", factory="lab:Own", datasets=("digits",))
     yield DefenseSpec(name="raises", factory="lab:RaisesAtBuild")
 
@@ -77,6 +78,13 @@ class Around:
 @dataclass(frozen=True, kw_only=True)
 class OwnTail(Around):
     base: str = "own-tail"
+
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    bases: tuple[str, ...] = ("toy/mean", "toy/mean[scale=2]")
+    def __call__(self, info, bases):
+        from torch import nn
+        return nn.ModuleList(bases)
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
@@ -311,6 +319,55 @@ def test_a_wrapper_in_itself_is_refused(registry: Registry) -> None:
     with pytest.raises(PluginError, match="own-tail wraps itself: own-tail in own-tail"):
         resolve_defense(registry, "lab/own-tail", info)
     assert resolve_defense(registry, "lab/around[base=lab/around]", info).base is not None
+
+
+# ------------------------------------------------------------------------------------------------- wrappers of several
+
+
+def test_a_wrapper_of_several_is_given_all_of_them_and_keeps_them_in_its_spec(registry: Registry) -> None:
+    from torch import nn
+
+    info = resolve_dataset(registry, "toy/blobs", Path()).info
+    found = resolve_defense(registry, "lab/several[bases=[toy/noisy-mean,lab/around,toy/mean[scale=3]]]", info)
+    assert [base.label for base in found.bases] == ["noisy-mean", "around", "mean[scale=3]"]
+    assert (found.base, found.weights_id) == (None, None)
+    built = found.build()
+    assert isinstance(built, nn.ModuleList)
+    assert len(built) == 3
+    spec = found.spec()
+    assert spec["base"] is None
+    assert [base["label"] for base in spec["bases"]] == ["noisy-mean", "around", "mean[scale=3]"]
+    assert defense_from_spec(registry, spec, info, {}).spec() == spec
+    assert "bases" not in resolve_defense(registry, "lab/around", info).spec(), "keys of other defenses stay as they are"
+    assert resolve_defense(registry, "lab/several[bases=[toy/mean]]", info).spec()["bases"], "one of several is no base"
+
+
+def test_what_a_wrapper_of_several_can_do_depends_on_each_of_them(registry: Registry) -> None:
+    info = resolve_dataset(registry, "toy/blobs", Path()).info
+    plain, noisy, around = (
+        resolve_defense(registry, f"lab/several[bases=[toy/mean,{other}]]", info)
+        for other in ("toy/mean", "toy/noisy-mean", "lab/around")
+    )
+    assert [each.stochastic for each in (plain, noisy, around)] == [False, True, False]
+    assert [each.differentiable for each in (plain, noisy, around)] == [True, True, False]
+    assert [each.attackable_by_gradient for each in (plain, noisy, around)] == [True, True, False], "nor is the whole"
+
+
+def test_what_a_wrapper_of_several_wraps_is_looked_after(plan: Callable[..., Plan], registry: Registry, tmp_path: Path) -> None:
+    (cell,) = plan(defense="lab/several").cells
+    wrapped = cell.spec["defense"]["bases"]
+    old = cell.spec | {"defense": cell.spec["defense"] | {"bases": [wrapped[0], wrapped[1] | {"version": 7}]}}
+    outdated = Outdated([cell.spec, old], registry, tmp_path)
+    assert outdated.why(old) == "defense toy/mean was of version 7, installed is version 1"
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"weights")
+    planned = plan(defense="lab/several[bases=[toy/mean,toy/needs-training]]", weights={"needs-training": weights})
+    assert [cell.state for cell in planned.cells] == ["run"]
+    assert str(weights) in planned.cells[0].files.values()
+    (itself,) = plan(defense="lab/around[base='lab/several[bases=[lab/own-tail]]']").cells
+    assert itself.reason.startswith("unusable: wrapper own-tail wraps itself")
+    (nothing,) = plan(defense="lab/several[bases=[]]").cells
+    assert nothing.reason.startswith("unusable: wrapper lab/several of lab.py wraps nothing")
 
 
 def test_shards() -> None:

@@ -114,8 +114,8 @@ def _weights(app: App) -> dict[str, str]:
     for entry in registry.entries("defense"):
         try:
             defense = resolve_defense(registry, entry.id, info)
-            weights = defense.weights or (defense.base.weights if defense.base is not None else None)
-            found[f"{entry.id} on digits"] = f"{weights.origin}: {weights.path}" if weights else "brings its own"
+            weights = [f"{file.origin}: {file.path}" for file in defense.all_weights()]
+            found[f"{entry.id} on digits"] = "; ".join(weights) or "brings its own"
         except RblError as error:
             found[f"{entry.id} on digits"] = f"none: {error.hint or error.message}"
         except Exception as error:

@@ -168,15 +168,15 @@ def find_trained(registry: Registry, text: str, settings: tuple[str, ...]) -> Re
 
     Raises UsageError for a defense that is not trained, InvalidParameter for what does not fit.
     """
-    from robustbench_lite.resolve import resolve
+    from robustbench_lite.resolve import base_selectors, resolve
 
     found = resolve(registry, "defense", text, dict(_assignment(setting) for setting in settings))
     spec = found.entry.spec
     if not isinstance(spec, DefenseSpec):
         raise PluginError(f"{found.entry.id} is not a defense")
     if spec.kind == "wrapper":
-        base = getattr(found.instance, "base", "")
-        raise UsageError(f"{found.label} wraps another defense and has no weights of its own", hint=f"rbl train {base}")
+        bases = "; ".join(f"rbl train {_quoted(base)}" for base in base_selectors(found.instance))
+        raise UsageError(f"{found.label} wraps another defense and has no weights of its own", hint=bases)
     if spec.kind not in TRAINABLE:
         raise UsageError(f"{found.label} brings its own weights: there is nothing to train", hint=f"rbl show {found.entry.id}")
 

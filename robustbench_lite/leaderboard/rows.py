@@ -78,7 +78,8 @@ def draft(
         if slot.kept is not None and entries[-1].status == "done":
             used.append(slot.kept)
     flags = [plain(flag) for flag in context.flags.get(spec["label"], ())]
-    notes = [f"in front of {plain(spec['base']['label'])}"] if spec.get("base") else []
+    wrapped = [spec["base"]] if spec.get("base") else spec.get("bases", ())
+    notes = [f"in front of {', '.join(plain(base['label']) for base in wrapped)}"] if wrapped else []
     meter = context.meter
     worst: MetricValue | None = None
     try:

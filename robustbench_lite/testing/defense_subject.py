@@ -17,7 +17,14 @@ from robustbench_lite.deployed import Deployed
 from robustbench_lite.errors import MissingData, MissingWeights, RblError
 from robustbench_lite.registry import Registry
 from robustbench_lite.request import default_data
-from robustbench_lite.resolve import ResolvedDefense, inner_method, resolve, resolve_dataset, resolve_defense
+from robustbench_lite.resolve import (
+    ResolvedDefense,
+    base_selectors,
+    inner_method,
+    resolve,
+    resolve_dataset,
+    resolve_defense,
+)
 from robustbench_lite.specs import WRAPPING, DefenseSpec
 from robustbench_lite.testing.checks import Skipped, Subject
 
@@ -163,7 +170,7 @@ class DefenseSubject(Subject):
 def _without_weights(registry: Registry, selector: str, info: DatasetInfo) -> ResolvedDefense:
     found = resolve(registry, "defense", selector)
     spec = found.entry.spec
-    base = None
-    if isinstance(spec, DefenseSpec) and spec.kind in WRAPPING:
-        base = _without_weights(registry, str(found.instance.base), info)
-    return ResolvedDefense(found.entry, found.instance, found.label, info, None, base, inner_method(registry, found))
+    wrapped = base_selectors(found.instance) if isinstance(spec, DefenseSpec) and spec.kind in WRAPPING else ()
+    bases = tuple(_without_weights(registry, text, info) for text in wrapped)
+    inner = inner_method(registry, found)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, bases=bases, method=inner)

@@ -322,6 +322,9 @@ def test_a_wrapper_says_what_it_stands_in_front_of(make_cell, one):
     (row,) = one([cell]).rows
     assert row.notes == ("in front of pgd-at[31m",)
     assert row.rank == 1
+    several = {**plain.spec["defense"], "bases": [base, {**base, "label": "trades"}]}
+    (row,) = one([replace(plain, spec={**plain.spec, "defense": several})]).rows
+    assert row.notes == ("in front of pgd-at[31m, trades",)
 
 
 def test_references_come_from_the_caller(make_cell, one):
