@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
+import re
+
 from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
 from robustbench_lite.testing import DefenseConformance
 
+BATTERY = (
+    "standard",
+    "standard[width=3]",
+    "pgd-at",
+    "trades",
+    "mart",
+    "awp[method=trades]",
+    "jpeg",
+    "jpeg[base=pgd-at,quality=90]",
+    "jpeg[base=rbl/gaussian-noise]",
+    "gaussian-noise",
+    "gaussian-noise[base=rbl/jpeg]",
+    "feature-squeezing",
+    "feature-squeezing[base=jpeg,bits=3,median=1,non_local_means=[5,3,10]]",
+    "halftone",
+    "halftone[method=bayer,dots=2,hybrid=true]",
+    "halftone[base=gaussian-noise,method=stucki,serpentine=true]",
+    "random-resize-pad",
+    "random-resize-pad[base=jpeg,flip=true]",
+    "bart",
+    "bart[base=pgd-at,transforms=[gamma,speckle,shot-noise,mean-blur,non-local-means,swirl,jpeg],count=2]",
+    "randomized-smoothing",
+    "randomized-smoothing[base=halftone,draws=3]",
+    "ensemble",
+    "ensemble[bases=[jpeg,gaussian-noise]]",
+)
 
-class TestStandard(DefenseConformance):
-    defense = "rbl/standard"
-
-
-class TestStandardUntrained(DefenseConformance):
-    defense = "rbl/standard[width=3]"
-
-
-class TestPGDTraining(DefenseConformance):
-    defense = "rbl/pgd-at"
-
-
-class TestTrades(DefenseConformance):
-    defense = "rbl/trades"
-
-
-class TestMart(DefenseConformance):
-    defense = "rbl/mart"
-
-
-class TestAWP(DefenseConformance):
-    defense = "rbl/awp[method=trades]"
-
-
-class TestJPEG(DefenseConformance):
-    defense = "rbl/jpeg"
-
-
-class TestJPEGOfPGDTraining(DefenseConformance):
-    defense = "rbl/jpeg[base=pgd-at,quality=90]"
-
-
-class TestGaussianNoise(DefenseConformance):
-    defense = "rbl/gaussian-noise"
-
-
-class TestGaussianNoiseBeforeJPEG(DefenseConformance):
-    defense = "rbl/gaussian-noise[base=rbl/jpeg]"
-
-
-class TestJPEGBeforeGaussianNoise(DefenseConformance):
-    defense = "rbl/jpeg[base=rbl/gaussian-noise]"
+for _selector in BATTERY:
+    _name = "Test_" + re.sub(r"\W+", "_", _selector).strip("_")
+    globals()[_name] = type(_name, (DefenseConformance,), {"defense": f"rbl/{_selector}", "__module__": __name__})
 
 
 def test_every_defense_is_tested() -> None:
     brought = {entry.id for entry in load().entries("defense") if entry.distribution == "rbl-defenses"}
-    classes = [value for value in globals().values() if isinstance(value, type) and issubclass(value, DefenseConformance)]
-    assert brought <= {parse_selector(each.defense).name for each in classes if hasattr(each, "defense")}
+    assert brought == {f"rbl/{parse_selector(selector).name}" for selector in BATTERY}

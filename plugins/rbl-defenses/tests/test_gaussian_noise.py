@@ -78,8 +78,7 @@ def test_without_noise_it_is_the_base_and_gradients_pass() -> None:
     assert torch.equal(grad, torch.ones_like(x))
 
 
-def test_a_surrogate_exists_exactly_where_the_base_has_one_and_sees_the_same_noise() -> None:
-    assert not hasattr(GaussianNoise()(INFO, Pixels()), "surrogate")
+def test_the_surrogate_of_the_base_is_used_and_sees_the_same_noise() -> None:
     module = GaussianNoise(sigma=0.2)(INFO, JPEG(quality=40)(INFO, Pixels()))
     x, ids = torch.rand(3, 1, 8, 8), torch.arange(3)
     values = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rbl_defenses.specs_transforms import TRANSFORMS
 from robustbench_lite import DefenseSpec, hookimpl
 
 
@@ -44,19 +45,4 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         summary="Adversarial weight perturbation: descend at weights moved against the loss, around another method",
         reference="arXiv:2004.05884",
     )
-    yield DefenseSpec(
-        name="jpeg",
-        factory="rbl_defenses.jpeg:JPEG",
-        kind="wrapper",
-        differentiable=False,
-        summary="JPEG compression before the base defense; attacked through a straight-through surrogate (BPDA)",
-        reference="arXiv:1711.00117",
-    )
-    yield DefenseSpec(
-        name="gaussian-noise",
-        factory="rbl_defenses.gaussian_noise:GaussianNoise",
-        kind="wrapper",
-        stochastic=True,
-        summary="Fresh gaussian noise before the base defense; attacked and judged over several draws (EOT)",
-        reference="arXiv:1902.02918",
-    )
+    yield from TRANSFORMS

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from rbl_defenses.behind import Behind
 from robustbench_lite import DatasetInfo, randn_like
 
 
@@ -23,26 +24,4 @@ class GaussianNoise:
 
     def __call__(self, info: DatasetInfo, base: nn.Module) -> nn.Module:
         """The module; it draws anew in every pass."""
-        return SurrogateNoisy(base, self.sigma) if hasattr(base, "surrogate") else Noisy(base, self.sigma)
-
-
-class Noisy(nn.Module):
-    """The base defense behind gaussian noise."""
-
-    def __init__(self, base: nn.Module, sigma: float) -> None:
-        super().__init__()
-        self.base = base
-        self.sigma = sigma
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.base(x + self.sigma * randn_like(x))
-        return logits
-
-
-class SurrogateNoisy(Noisy):
-    """The same over a base that offers a surrogate for its gradient."""
-
-    def surrogate(self, x: Tensor) -> Tensor:
-        """The base's surrogate behind the same noise."""
-        logits: Tensor = self.base.surrogate(x + self.sigma * randn_like(x))  # type: ignore[operator]
-        return logits
+        return Behind(base, lambda x: x + self.sigma * randn_like(x))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from rbl_defenses.behind import Behind
 from robustbench_lite import DatasetInfo, UsageError, bpda
 
 # Annex K of the JPEG standard (ITU-T T.81): quantisation tables for luminance and chrominance at quality 50.
@@ -61,29 +62,17 @@ class JPEG:
     quality: Annotated[int, Field(ge=1, le=100)] = 50
 
     def __call__(self, info: DatasetInfo, base: nn.Module) -> nn.Module:
-        """The module. Raises UsageError for images of other than 1 or 3 channels."""
+        """The module; its ``surrogate`` passes gradients straight through the compression.
+
+        Raises UsageError for images of other than 1 or 3 channels.
+        """
         if info.shape[0] not in (1, 3):
             raise UsageError(f"jpeg compresses images of 1 or 3 channels, and {info.name} has {info.shape[0]}")
-        return Compressed(base, self.quality)
 
+        def compressed(x: Tensor) -> Tensor:
+            return compress(x, self.quality)
 
-class Compressed(nn.Module):
-    """The base defense behind JPEG. ``surrogate`` has the same logits, and the base's gradient at the compressed image."""
-
-    def __init__(self, base: nn.Module, quality: int) -> None:
-        super().__init__()
-        self.base = base
-        self.quality = quality
-        self._through = bpda(lambda x: compress(x, quality), "identity")
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.base(compress(x, self.quality))
-        return logits
-
-    def surrogate(self, x: Tensor) -> Tensor:
-        """Straight through the compression, and through the base's own surrogate where it has one."""
-        logits: Tensor = getattr(self.base, "surrogate", self.base)(self._through(x))
-        return logits
+        return Behind(base, compressed, bpda(compressed, "identity"))
 
 
 def compress(x: Tensor, quality: int) -> Tensor:
