@@ -17,3 +17,34 @@ torch.set_num_threads(1)  # the suite runs on all cores already
 def digits() -> DatasetBundle:
     """1,297 training and 500 test images of 8x8 pixels."""
     return Digits()(Path())
+
+
+# What is fitted to the shipped `standard` once for all tests: selectors, quick to train.
+FITTED = (
+    "max-softmax",
+    "feature-squeezing-detector",
+    "mahalanobis",
+    "lid[layers=2]",
+    "lq-vae[steps=500,width=16]",
+)
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for $RBL_HOME with weights of everything in ``FITTED``, made by ``rbl train``."""
+    from robustbench_lite.cli import cli
+
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RBL_HOME", str(home))
+        for selector in FITTED:
+            assert not cli(
+                ["train", selector, "--dataset", "digits", "--threads", "1", "--device", "cpu"], standalone_mode=False
+            )
+    return home
+
+
+@pytest.fixture
+def with_fitted(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that resolves defenses of ``FITTED``."""
+    monkeypatch.setenv("RBL_HOME", str(trained_home))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
 from robustbench_lite.testing import DefenseConformance
@@ -33,7 +35,20 @@ BATTERY = (
     "randomized-smoothing[base=halftone,draws=3]",
     "ensemble",
     "ensemble[bases=[jpeg,gaussian-noise]]",
+    "ensemble[bases=[max-softmax,standard]]",
+    "bos",
+    "max-softmax",
+    "max-softmax[base=gaussian-noise]",
+    "feature-squeezing-detector",
+    "feature-squeezing-detector[base=jpeg,non_local_means=[5,3,10]]",
+    "mahalanobis",
+    "mahalanobis[base=halftone]",
+    "lid[layers=2]",
+    "lq-vae[steps=500,width=16]",
+    "lq-vae[base=randomized-smoothing,latents=3]",
 )
+
+pytestmark = pytest.mark.usefixtures("with_fitted")
 
 for _selector in BATTERY:
     _name = "Test_" + re.sub(r"\W+", "_", _selector).strip("_")

@@ -1,16 +1,17 @@
-"""Defenses: adversarial training, and transformations at test time. Importing this module imports no torch."""
+"""Defenses: training, transformations at test time, detectors. Importing this module imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rbl_defenses.specs_detectors import DETECTORS
 from rbl_defenses.specs_transforms import TRANSFORMS
 from robustbench_lite import DefenseSpec, hookimpl
 
 
 @hookimpl
 def rbl_defenses() -> Iterable[DefenseSpec]:
-    """Trained defenses first, then wrappers."""
+    """Trained defenses first, then wrappers, then what detects; the last two families stand in lists of their own."""
     yield DefenseSpec(
         name="standard",
         factory="rbl_defenses.standard:Standard",
@@ -46,3 +47,4 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         reference="arXiv:2004.05884",
     )
     yield from TRANSFORMS
+    yield from DETECTORS
