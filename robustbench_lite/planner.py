@@ -41,13 +41,13 @@ from robustbench_lite.resolve import (
     ResolvedDataset,
     ResolvedDefense,
     ResolvedMetric,
-    base_selectors,
     resolve,
     resolve_attack,
     resolve_dataset,
     resolve_defense,
     resolve_metric,
 )
+from robustbench_lite.specs import base_selectors
 from robustbench_lite.store import Store, cell_key
 from robustbench_lite.threat import Threat
 

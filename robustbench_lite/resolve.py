@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite import parameters
 from robustbench_lite.data import DatasetBundle, DatasetInfo
 from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
-from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec, MetricSpec
-from robustbench_lite.weights import WeightsFile, find_weights, rbl_home
+from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec, MetricSpec, base_selectors
+from robustbench_lite.weights import WeightsFile, find_weights, rbl_home, state_hash
 
 if TYPE_CHECKING:
     from torch import nn
@@ -262,13 +262,6 @@ class ResolvedDefense(Resolved):
         return module.eval()
 
 
-def base_selectors(instance: object) -> tuple[str, ...]:
-    """The selectors of what a wrapper wraps: its parameter ``base``, or those in ``bases``; empty for other defenses."""
-    several = getattr(instance, "bases", None)
-    named = tuple(several) if isinstance(several, (tuple, list)) else (getattr(instance, "base", None),)
-    return named if all(isinstance(text, str) for text in named) else ()
-
-
 def resolve_defense(
     registry: Registry, text: str, info: DatasetInfo, given: Mapping[str, Path] | None = None, *, dataset: str = ""
 ) -> ResolvedDefense:
@@ -291,8 +284,7 @@ def defense_from_spec(
     weights = None
     if spec["weights"] in files:
         weights = WeightsFile(path=Path(files[spec["weights"]]), sha256=spec["weights"], origin="plan")
-    inner = inner_method(registry, found)
-    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, bases, inner)
+    return ResolvedDefense(found.entry, found.instance, found.label, info, weights, bases, inner_method(registry, found))
 
 
 def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: DatasetInfo) -> ResolvedDefense:
@@ -358,18 +350,6 @@ def _parts(inner: Resolved | None, bases: Sequence[ResolvedDefense]) -> dict[str
     return method | ({"base": {"weights": weights}} if bases else {})
 
 
-def state_hash(module: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of a module's state."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------------ attacks
 
 
@@ -399,10 +379,7 @@ class ResolvedAttack(Resolved):
 
     def weights_files(self) -> dict[str, str]:
         """Path by checksum of every weights file that its surrogates need."""
-        found: dict[str, str] = {}
-        for surrogate in self.surrogates:
-            found |= surrogate.weights_files()
-        return found
+        return {sha256: path for each in self.surrogates for sha256, path in each.weights_files().items()}
 
 
 def resolve_attack(

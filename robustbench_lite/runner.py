@@ -42,11 +42,11 @@ from robustbench_lite.resolve import (
     dataset_from_spec,
     defense_from_spec,
     metric_from_spec,
-    state_hash,
 )
 from robustbench_lite.store import Cell, Store
 from robustbench_lite.target import Target, surrogate_targets
 from robustbench_lite.threat import Threat
+from robustbench_lite.weights import state_hash
 
 if TYPE_CHECKING:
     from robustbench_lite.registry import Registry

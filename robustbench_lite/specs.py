@@ -211,4 +211,11 @@ class ProtocolSpec(Spec):
     kind_name: ClassVar[str] = "protocol"
 
 
+def base_selectors(instance: object) -> tuple[str, ...]:
+    """The selectors of what a wrapper wraps: its parameter ``base``, or those in ``bases``; empty for other defenses."""
+    several = getattr(instance, "bases", None)
+    named = tuple(several) if isinstance(several, (tuple, list)) else (getattr(instance, "base", None),)
+    return named if all(isinstance(text, str) for text in named) else ()
+
+
 KINDS: Mapping[str, type[Spec]] = {s.kind_name: s for s in (AttackSpec, DefenseSpec, DatasetSpec, MetricSpec, ProtocolSpec)}

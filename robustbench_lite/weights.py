@@ -251,6 +251,18 @@ def _hash(path: Path, _: int, __: int) -> str:
     return digest.hexdigest()
 
 
+def state_hash(module: Any) -> str:
+    """sha256 over names, types, shapes and bytes of the state of a torch module."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def load_into(module: Any, path: Path, name: str) -> None:
     """Load a state dict into a module. Raises PluginError, naming what does not fit."""
     try:

@@ -11,7 +11,7 @@ import click
 from robustbench_lite.cli.app import App, json_option, print_json, warn
 from robustbench_lite.cli.train_progress import TrainingProgress, measured
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError
-from robustbench_lite.specs import TRAINABLE, DefenseSpec
+from robustbench_lite.specs import TRAINABLE, DefenseSpec, base_selectors
 
 if TYPE_CHECKING:
     from robustbench_lite.data import DatasetBundle, DatasetInfo
@@ -168,7 +168,7 @@ def find_trained(registry: Registry, text: str, settings: tuple[str, ...]) -> Re
 
     Raises UsageError for a defense that is not trained, InvalidParameter for what does not fit.
     """
-    from robustbench_lite.resolve import base_selectors, resolve
+    from robustbench_lite.resolve import resolve
 
     found = resolve(registry, "defense", text, dict(_assignment(setting) for setting in settings))
     spec = found.entry.spec

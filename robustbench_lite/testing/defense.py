@@ -14,10 +14,11 @@ from torch import Tensor
 from robustbench_lite import losses
 from robustbench_lite.errors import RblError
 from robustbench_lite.registry import Registry
-from robustbench_lite.resolve import ResolvedDefense, state_hash
+from robustbench_lite.resolve import ResolvedDefense
 from robustbench_lite.testing.checks import Failed, Outcome, Skipped, Suite, describe, plural
 from robustbench_lite.testing.common import COMMON
 from robustbench_lite.testing.defense_subject import DRAWS, SAME, DefenseSubject, N
+from robustbench_lite.weights import state_hash
 
 DEFENSE_SUITE: Suite[DefenseSubject] = Suite("defense", *COMMON)
 _check = DEFENSE_SUITE.check

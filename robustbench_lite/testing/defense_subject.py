@@ -19,13 +19,12 @@ from robustbench_lite.registry import Registry
 from robustbench_lite.request import default_data
 from robustbench_lite.resolve import (
     ResolvedDefense,
-    base_selectors,
     inner_method,
     resolve,
     resolve_dataset,
     resolve_defense,
 )
-from robustbench_lite.specs import WRAPPING, DefenseSpec
+from robustbench_lite.specs import WRAPPING, DefenseSpec, base_selectors
 from robustbench_lite.testing.checks import Skipped, Subject
 
 N = 16
