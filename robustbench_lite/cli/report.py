@@ -85,7 +85,7 @@ def command(
         for path in write_tables(tables, out, app):
             warn(f"wrote {path}")
     if html is not None:
-        write_page(tables, cells, html, app)
+        write_page(tables, cells, html, app, others)
         warn(f"wrote {html}")
     if not tables and not others:
         warn("no results to show: rbl status says what the store holds")
@@ -228,8 +228,10 @@ def write_tables(tables: Sequence[Leaderboard], folder: Path, app: App) -> list[
     return write_all(tables, folder, command=app.command_line, radii=radii)
 
 
-def write_page(tables: Sequence[Leaderboard], cells: Iterable[Cell], path: Path, app: App) -> None:
-    """Write tables as one HTML file, with a few of the images that the cells hold."""
+def write_page(
+    tables: Sequence[Leaderboard], cells: Iterable[Cell], path: Path, app: App, others: Sequence[MeasureTable] = ()
+) -> None:
+    """Write tables as one HTML file, with a few of the images that the cells hold. others: measures that have no table."""
     from robustbench_lite.leaderboard import html
     from robustbench_lite.leaderboard.gallery import pick
     from robustbench_lite.lease import make_folder, write_file
@@ -237,7 +239,7 @@ def write_page(tables: Sequence[Leaderboard], cells: Iterable[Cell], path: Path,
     by_key = {cell.key: cell for cell in cells}
     examples = {i: pick(table, by_key) for i, table in enumerate(tables)}
     make_folder(path.absolute().parent)
-    write_file(path, html.render(tables, command=app.command_line, examples=examples).encode("utf-8"))
+    write_file(path, html.render(tables, command=app.command_line, examples=examples, others=others).encode("utf-8"))
 
 
 def _not_applicable(specs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:

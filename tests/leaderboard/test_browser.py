@@ -108,6 +108,17 @@ def test_what_is_missing_goes_last_whichever_way(open_page, table):
     assert names(page, "matrix")[0] != first
 
 
+def test_numbers_are_sorted_as_they_are_written(open_page, one, make_cell):
+    sizes = {"far": 0.3, "near": 0.04, "never": 0.2}
+    cells = [make_cell(d, "fmn", range(3 if d == "never" else 40), sizes=s, threat="linf") for d, s in sizes.items()]
+    page = open_page([one([*cells, make_cell("far", "pgd")])])
+    page.get_by_text("How far an image must be changed").click()
+    medians = page.locator("table", has=page.locator("caption", has_text="Median smallest change"))
+    medians.get_by_role("button", name="fmn").click()
+    assert medians.locator("tbody th").all_inner_texts() == ["near", "far", "never"]
+    assert medians.locator("tbody td").last.inner_text().startswith("∞")
+
+
 def test_rows_of_equal_value_keep_their_order(open_page, one, make_cell):
     page = open_page([one([make_cell(f"d{i}", "a", range(3), seconds=i % 2) for i in range(6)])])
     page.locator("table.ranking thead button", has_text="Seconds").click()

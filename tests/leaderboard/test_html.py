@@ -14,6 +14,7 @@ from robustbench_lite import Threat
 from robustbench_lite.leaderboard.gallery import PER_DEFENSE, PER_TABLE, pick
 from robustbench_lite.leaderboard.html import charts, findings, render, words
 from robustbench_lite.leaderboard.html.words import summary
+from robustbench_lite.leaderboard.measures import Measure, MeasureTable
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import MetricValue
 from robustbench_lite.verdict import Verdict
@@ -240,6 +241,25 @@ def test_transfer_stands_beside_the_same_attack_on_the_defense_itself(make_cell,
     shown = [[row.entries[i].value and row.entries[i].value.value for i in found.columns] for row in table.rows]
     assert shown == [[0.25, None, 0.75], [0.25, 0.75, None], [0.25, 0.75, 0.75]]
     assert "made on x" in Page(render([table])).text
+
+
+def measure(defense, metric, value, attack="", **facts):
+    facts = {"scope": "cell" if attack else "model", "direction": "lower", "unit": "", **facts}
+    return Measure(defense=defense, attack=attack, metric=metric, id=f"rbl/{metric}", version=1, value=value, **facts)
+
+
+def test_further_metrics_are_shown_beside_a_table_or_alone(one, make_cell):
+    found = (
+        measure("d", "ece", MetricValue(value=0.25), unit="%"),
+        measure("d", "nll", MetricValue(value=3.75), attack="a"),
+        measure("d", "lipschitz", None, note="error: <b>no</b> gradient"),
+    )
+    other = MeasureTable(dataset="mnist", dataset_spec={}, protocol={"name": "quick", "version": 1}, seed=0, measures=found)
+    page = Page(render([replace(one([make_cell()]), measures=found)], others=[other]))
+    for said in ("ece (%)", "25.0", "3.75", "error: <b>no</b> gradient"):
+        assert page.text.count(said) == 2
+    assert "mnist, quick@1, metrics of models" in page.text
+    assert "holds no results" not in Page(render([], others=[other])).text
 
 
 class Illustrated:

@@ -17,10 +17,10 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustbench_lite.leaderboard import text
+from robustbench_lite.leaderboard import layout, text
 from robustbench_lite.leaderboard.gallery import Example
 from robustbench_lite.leaderboard.html import charts, words
-from robustbench_lite.leaderboard.layout import facts, legend
+from robustbench_lite.leaderboard.measures import Measure, MeasureTable
 from robustbench_lite.leaderboard.model import Entry, Leaderboard, Row
 from robustbench_lite.results import MetricValue
 from robustbench_lite.verdict import Verdict
@@ -31,14 +31,19 @@ def render(
     *,
     command: str = "rbl report --html",
     examples: Mapping[int, Sequence[Example]] | None = None,
+    others: Sequence[MeasureTable] = (),
 ) -> str:
-    """The page. command: what makes it again. examples: adversarial images to show, by the table's position."""
+    """The page. command: what makes it again. examples: adversarial images to show, by the table's position.
+
+    others: metrics of models that no table stands beside.
+    """
     style, script = _asset("style.css"), _asset("script.js")
     template = _environment().get_template("page.html.jinja")
     page = template.render(
         tables=tables,
         titles=_titles(tables),
         examples=examples or {},
+        others=others,
         command=command,
         style=Markup(style),
         script=Markup(script),
@@ -60,8 +65,11 @@ def _environment() -> Environment:
     environment.globals |= {
         "charts": charts,
         "words": words,
-        "facts": facts,
-        "legend": legend,
+        "facts": layout.facts,
+        "legend": layout.legend,
+        "median_grid": lambda table: layout.median_grid(table, text.plain),
+        "member_grids": lambda table: layout.member_grids(table, text.plain),
+        "measure_grids": _measure_grids,
         "ties": lambda table: Counter(row.rank for row in table.ranked),
         "strongest": strongest,
         "findings": findings,
@@ -69,12 +77,9 @@ def _environment() -> Environment:
         "remarks": remarks,
         "heat": heat,
         "entry_notes": entry_notes,
-        "median_columns": median_columns,
-        "member_tables": member_tables,
     }
     environment.filters |= {
         "percent": text.percent,
-        "distance": text.length,
         "amount": text.count,
         "link": text.link,
         "plain": text.plain,
@@ -141,20 +146,9 @@ def entry_notes(table: Leaderboard) -> list[str]:
     return [f"{words.listed(pairs)}: {note}" for note, pairs in found.items()]
 
 
-def median_columns(table: Leaderboard) -> list[int]:
-    """The columns of minimal-norm attacks."""
-    return [i for i in range(len(table.attacks)) if any(row.entries[i].median for row in table.rows)]
-
-
-def member_tables(table: Leaderboard) -> list[tuple[str, list[str], list[tuple[str, list[int]]]]]:
-    """For each attack that is made of others: its label, its members, and how many examples of each defense each beat."""
-    found = []
-    for i, attack in enumerate(table.attacks):
-        credits = [(row.defense, row.entries[i].members) for row in table.rows if row.entries[i].members]
-        if credits:
-            rows = [(defense, [member.beaten for member in members]) for defense, members in credits]
-            found.append((attack.label, [member.label for member in credits[0][1]], rows))
-    return found
+def _measure_grids(measures: Sequence[Measure]) -> tuple[list[layout.Grid], list[str]]:
+    notes = layout.Footnotes()
+    return layout.measure_grids(measures, text.plain, notes), notes.texts
 
 
 def _asset(name: str) -> str:

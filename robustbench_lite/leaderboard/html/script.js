@@ -11,13 +11,15 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
   showTheme();
 
-  // Sorting: numbers by data-v, where an empty one always goes last; text as people read it. Equal rows keep their order.
+  // Sorting: numbers by data-v, or as they are written; what is missing always goes last. Text goes as people read it, and
+  // equal rows keep their order.
   const text = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+  const value = (cell) => Number.parseFloat((cell.dataset.v ?? cell.textContent).replaceAll(",", "").replace("∞", "Infinity"));
   function compare(a, b, kind, sign) {
     if (kind === "text") return sign * text.compare(a.textContent.trim(), b.textContent.trim());
-    const [x, y] = [a.dataset.v, b.dataset.v];
-    if (x === "" || y === "") return (x === "") - (y === "");
-    return sign * (Number(x.replace("inf", "Infinity")) - Number(y.replace("inf", "Infinity")) || 0);
+    const [x, y] = [value(a), value(b)];
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+    return sign * (x === y ? 0 : x - y);
   }
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     const headers = [...table.tHead.rows[0].cells];
