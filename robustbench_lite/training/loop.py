@@ -66,6 +66,9 @@ class _Training:
         self.defense, self.device = defense, device
         self.recipe = recipe = defense.recipe(bundle.info)
         self.module = defense.architecture(bundle.info).to(device)
+        if precision != "float32":
+            # Losses are computed from float32 logits: in half precision, probabilities near 0 and 1 are all the same.
+            self.module.register_forward_hook(lambda module, inputs, logits: logits.float())
         auxiliary = defense.auxiliary(self.module, bundle.info)
         auxiliary = None if auxiliary is None else auxiliary.to(device)
         self.split = Split(bundle, device)

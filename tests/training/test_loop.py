@@ -6,14 +6,15 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_lite import DatasetBundle, MissingData, RblError
-from robustbench_lite.training import HELD_OUT, Context, Recipe, identity, model_card, train
+from robustbench_lite.training import HELD_OUT, Checkpoint, Context, Recipe, identity, model_card, train
 from robustbench_lite.weights import save_weights
 from tests.training.common import INFO, Halves, Plain, bundle
 
@@ -158,16 +159,58 @@ def test_the_card_says_what_made_the_weights(tmp_path: Path) -> None:
     assert torch.equal(again(x), result.module(x))
 
 
-@pytest.mark.gpu
-def test_training_on_a_gpu_repeats_itself() -> None:
+# ------------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.fixture
+def gpu() -> str:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    return "cuda"
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_repeats_itself(gpu: str) -> None:
     before = torch.cuda.get_rng_state()
 
     def make() -> nn.Module:
-        return train(Plain(settings=Recipe(epochs=3, eps=0.05, shift=1)), bundle(), seed=1, device="cuda").module
+        return train(Plain(settings=Recipe(epochs=3, eps=0.05, shift=1)), bundle(), seed=1, device=gpu).module
 
     a, b = make(), make()
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert next(a.parameters()).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_with_float32_weights_and_logits(gpu: str, precision: Literal["bf16", "fp16"]) -> None:
+    class Checked(Plain):
+        def loss(self, model: nn.Module, x: Tensor, y: Tensor, context: Context) -> Tensor:
+            assert torch.is_autocast_enabled("cuda")
+            assert model(x).dtype == torch.float32
+            return super().loss(model, x, y, context)
+
+    result = train(Checked(settings=Recipe(epochs=5, batch_size=32, eps=0.05)), bundle(), device=gpu, precision=precision)
+    assert result.metrics["clean"] == 1.0
+    assert {p.dtype for p in result.module.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_run_that_is_resumed_on_a_gpu_ends_with_the_same_bits(
+    gpu: str, precision: Literal["float32", "fp16"], tmp_path: Path
+) -> None:
+    defense = Plain(settings=Recipe(epochs=4, batch_size=32, eps=0.05, ema=0.5, shift=1))
+    kept = Checkpoint(tmp_path / "w.checkpoint", {})
+
+    def stop(epoch: dict[str, float]) -> None:
+        if epoch["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(defense, bundle(), device=gpu, precision=precision, checkpoint=kept, progress=stop)
+    resumed = train(defense, bundle(), device=gpu, precision=precision, checkpoint=kept, resume=True)
+    whole = train(defense, bundle(), device=gpu, precision=precision)
+    assert resumed.history == whole.history
+    assert all(torch.equal(p, q) for p, q in zip(resumed.module.parameters(), whole.module.parameters(), strict=True))

@@ -16,7 +16,7 @@ BATTERY = (
     "pgd-at",
     "trades",
     "mart",
-    "awp[method=trades]",
+    "awp",
     "jpeg",
     "jpeg[base=pgd-at,quality=90]",
     "jpeg[base=rbl/gaussian-noise]",

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 import rbl_defenses
 from rbl_defenses.architectures import small_cnn
+from rbl_defenses.awp import AWP
 from rbl_defenses.image_defense import AdversariallyTrained, ImageDefense
 from rbl_defenses.mart import Mart
 from rbl_defenses.pgd_at import PGDTraining, Rotated
 from rbl_defenses.presets import preset
 from rbl_defenses.standard import Standard
 from rbl_defenses.trades import Trades
-from robustbench_lite import DatasetBundle, DatasetInfo, UsageError, losses
+from robustbench_lite import DatasetBundle, DatasetInfo, TrainedDefense, UsageError, losses
 from robustbench_lite.data import fetch
 from robustbench_lite.testing import Linear
 from robustbench_lite.training import Context, Run, craft, train
@@ -323,6 +324,7 @@ def test_presets_follow_the_data_set() -> None:
     assert (preset(info("mnist", 1, 28, 28)).eps, preset(info("mnist", 1, 28, 28)).flip) == (0.3, False)
     cifar, svhn, own = (preset(i) for i in (info("cifar10", 3, 32, 32), info("svhn", 3, 32, 32), info("mine", 1, 8, 8)))
     assert {p.eps for p in (cifar, svhn, own)} == {8 / 255}
+    assert preset(info("imagenet", 3, 224, 224)).eps == 4 / 255
     assert (cifar.flip, cifar.shift) == (True, 4)
     assert (svhn.flip, svhn.shift) == (False, 4)  # a mirrored digit is another sign
     assert (own.flip, own.shift) == (False, 1)
@@ -376,10 +378,16 @@ SHIPPED = Path(rbl_defenses.__file__).parent / "weights" / "digits"
 
 @pytest.mark.parametrize(
     ("name", "defense", "least", "most"),
-    [("standard", Standard(), 0.0, 0.1), ("pgd-at", PGDTraining(), 0.6, 1.0), ("trades", Trades(), 0.6, 1.0)],
+    [
+        ("standard", Standard(), 0.0, 0.1),
+        ("pgd-at", PGDTraining(), 0.6, 1.0),
+        ("trades", Trades(), 0.6, 1.0),
+        ("mart", Mart(), 0.6, 1.0),
+        ("awp", AWP().around(PGDTraining()), 0.6, 1.0),
+    ],
 )
 def test_shipped_weights_load_and_are_what_their_cards_say(
-    name: str, defense: ImageDefense, least: float, most: float, digits: DatasetBundle
+    name: str, defense: TrainedDefense, least: float, most: float, digits: DatasetBundle
 ) -> None:
     """least, most: accuracy under PGD-10 in linf 0.15 on 200 test images, with room for the binomial error (about 0.06)."""
     path = SHIPPED / f"{name}.safetensors"
@@ -388,7 +396,7 @@ def test_shipped_weights_load_and_are_what_their_cards_say(
     declared = {spec.name: spec for spec in rbl_defenses.rbl_defenses()}[name]
     assert (card["defense"], card["version"]) == (f"rbl/{name}", declared.version)
     assert card["dataset"] == {"name": "digits", "fingerprint": digits.fingerprint}
-    assert card["recipe"]["eps"] == defense.radius(digits.info)
+    assert card["recipe"]["eps"] == defense.recipe(digits.info).eps
     model = defense(digits.info, path)
     assert not model.training
     x, y = fetch(digits.test, range(200))
