@@ -23,7 +23,7 @@ from robustbench_lite.training.craft import craft, in_mode, keeping_buffers
 from robustbench_lite.training.defense import Around, TrainedDefense, parameter_groups
 from robustbench_lite.training.fitted import FittedDefense, fit
 from robustbench_lite.training.loop import train
-from robustbench_lite.training.recipe import Context, Recipe, Run
+from robustbench_lite.training.recipe import Context, EarlyStop, Recipe, Run
 from robustbench_lite.training.result import TrainingResult
 from robustbench_lite.training.split import HELD_OUT
 from robustbench_lite.training.update import Precision, Update
@@ -34,6 +34,7 @@ __all__ = [
     "Around",
     "Checkpoint",
     "Context",
+    "EarlyStop",
     "FittedDefense",
     "Precision",
     "Recipe",

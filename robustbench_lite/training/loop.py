@@ -15,7 +15,7 @@ from robustbench_lite.training.augment import augment
 from robustbench_lite.training.checkpoint import Checkpoint
 from robustbench_lite.training.defense import TrainedDefense
 from robustbench_lite.training.recipe import Context, Run
-from robustbench_lite.training.result import TrainingResult, goodness
+from robustbench_lite.training.result import TrainingResult, collapsed, goodness
 from robustbench_lite.training.split import Split, training_split
 from robustbench_lite.training.update import Average, Precision, Update
 from robustbench_lite.training.watch import OVERFIT_IMAGES, overfitting, watch
@@ -48,7 +48,7 @@ def train(
         training = _Training(defense, bundle, device, precision, teacher)
         if state is not None:
             training.load_state_dict(state)
-        while len(training.history) < training.recipe.epochs:
+        while not training.finished:
             training.epoch()
             if checkpoint is not None:
                 checkpoint.write(training.state_dict())
@@ -105,11 +105,27 @@ class _Training:
         self.run.logged.clear()
         found = {"epoch": number + 1, "loss": self.update.mean_loss()} | logged
         found |= watch(self._deployed, *self.split.held_out, recipe)
-        if recipe.overfitting and recipe.eps:
+        if (recipe.overfitting or recipe.early_stop == "collapse") and recipe.eps:
             found |= overfitting(self.module, *self.split.examples(OVERFIT_IMAGES), recipe)
         self.history.append(found)
-        if recipe.early_stop == "best-robust" and max(self.history, key=goodness) is found:
+        if self._kept == number + 1 and recipe.early_stop != "last":
             self.best = {name: value.detach().clone() for name, value in self._deployed.state_dict().items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are over, or a collapse has ended them."""
+        return len(self.history) == self.recipe.epochs or self._collapsed
+
+    @property
+    def _collapsed(self) -> bool:
+        return self.recipe.early_stop == "collapse" and self.recipe.eps > 0 and collapsed(self.history)
+
+    @property
+    def _kept(self) -> int:
+        """The epoch, counted from 1, whose weights are kept."""
+        if self.recipe.early_stop == "best-robust":
+            return int(max(self.history, key=goodness)["epoch"])
+        return len(self.history) - self._collapsed
 
     def _training_mode(self) -> None:
         self.module.train()
@@ -142,11 +158,10 @@ class _Training:
 
     def result(self) -> TrainingResult:
         """What came of it: the weights of the epoch that the recipe wants."""
-        module, kept = self._deployed, len(self.history)
+        module = self._deployed
         if self.best:
             module.load_state_dict(self.best)
-            kept = int(max(self.history, key=goodness)["epoch"])
-        return TrainingResult(module.eval(), self.recipe, len(self.split.held_out[1]), self.history, kept)
+        return TrainingResult(module.eval(), self.recipe, len(self.split.held_out[1]), self.history, self._kept)
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes from epoch to epoch, with the states of the generators."""

@@ -15,6 +15,7 @@ from robustbench_lite.data import DatasetInfo
 from robustbench_lite.errors import PluginError
 
 T = TypeVar("T")
+EarlyStop = Literal["last", "best-robust", "collapse"]
 
 # Points (share of the training, share of the peak) of a rate that rises from 0 to its peak at half time and falls back to 0.
 TRIANGLE = ((0.0, 0.0), (0.5, 1.0), (1.0, 0.0))
@@ -35,8 +36,10 @@ class Recipe:
     ema: decay of a running average of the weights (Polyak), 0 for none. The average is what is watched and kept. It takes
     min(ema, (1 + t) / (10 + t)) at update t, so that it forgets its start; running statistics of batch norm are averaged
     with the weights. early_stop: keep the weights of the ``last`` epoch, or of the one with the ``best-robust`` held-out
-    accuracy (ties by the clean one, then the later). overfitting: compare FGSM with PGD-10 on training images after each
-    epoch: where one step stops at far more accuracy than ten, training has overfitted to its one step.
+    accuracy (ties by the clean one, then the later), or, ``collapse``, stop where accuracy under PGD-10 on training images is
+    more than 20 points below that of the epoch before, and keep that one (Wong et al., 2020, arXiv:2001.03994). overfitting:
+    compare FGSM with PGD-10 on training images after each epoch: where one step stops at far more accuracy than ten, training
+    has overfitted to its one step; ``collapse`` does so too.
     """
 
     epochs: int
@@ -59,7 +62,7 @@ class Recipe:
     flip: bool = False
     extra_share: float = 0.0
     ema: float = 0.0
-    early_stop: Literal["last", "best-robust"] = "last"
+    early_stop: EarlyStop = "last"
     overfitting: bool = False
 
 

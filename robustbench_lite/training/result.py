@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from robustbench_lite.training.recipe import Recipe
+
+# By how much accuracy under attack on training images must fall from one epoch to the next, to count as a collapse.
+COLLAPSE = 0.2
 
 
 @dataclass
@@ -39,3 +42,8 @@ class TrainingResult:
 def goodness(epoch: Mapping[str, float]) -> tuple[float, float, float]:
     """By what epochs are compared: held-out robust accuracy, then the clean one, then the later wins."""
     return epoch.get("robust", 0.0), epoch["clean"], epoch["epoch"]
+
+
+def collapsed(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether accuracy under PGD-10 on training images has just fallen by more than 20 points: catastrophic overfitting."""
+    return len(history) > 1 and history[-2]["train_pgd"] - history[-1]["train_pgd"] > COLLAPSE

@@ -38,6 +38,7 @@ RECIPES = {
     "plain": Recipe(epochs=4, batch_size=40, shift=1, flip=True, eps=0.1, extra_share=0.2),
     "average": Recipe(epochs=4, batch_size=40, ema=0.8, extra_share=0.2, overfitting=True, eps=0.1),
     "best": Recipe(epochs=4, batch_size=40, early_stop="best-robust", ema=0.5, extra_share=0.2),
+    "collapse": Recipe(epochs=4, batch_size=40, early_stop="collapse", eps=0.1, extra_share=0.2),
     "adam": Recipe(epochs=4, batch_size=40, optimiser="adam", lr=0.01, schedule="linear", extra_share=0.2, warmup=2),
 }
 

@@ -151,3 +151,18 @@ def test_the_epoch_with_the_best_held_out_accuracy_is_kept_the_later_of_equals()
 def test_without_a_radius_the_clean_accuracy_decides() -> None:
     recipe = Recipe(epochs=4, batch_size=160, early_stop="best-robust")
     assert train(Scripted(settings=recipe, script=(-1.0, 1.0, -1.0, -1.0)), bundle(200)).kept == 2
+
+
+def test_training_stops_at_a_collapse_and_keeps_the_epoch_before() -> None:
+    recipe = Recipe(epochs=6, batch_size=160, early_stop="collapse", eps=0.01)
+    result = train(Scripted(settings=recipe, script=(0.1, 1.0, -1.0, 1.0, 1.0, 1.0)), bundle(200))
+    assert [epoch["train_pgd"] for epoch in result.history] == [1.0, 1.0, 0.0]
+    assert result.kept == 2
+    assert result.metrics["robust"] == 1.0
+    assert result.module.state_dict()["1.bias"][1].item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.0])
+def test_without_a_collapse_the_last_epoch_is_kept(eps: float) -> None:
+    recipe = Recipe(epochs=3, batch_size=160, early_stop="collapse", eps=eps)
+    assert train(Scripted(settings=recipe, script=(-1.0, 1.0, 1.0)), bundle(200)).kept == 3
