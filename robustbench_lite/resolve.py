@@ -202,6 +202,12 @@ class ResolvedDefense(Resolved):
         """Whether there is a gradient to follow: autograd's or a surrogate's."""
         return self.differentiable or self.surrogate
 
+    @property
+    def extra_data(self) -> str:
+        """What it was trained on besides the data set, it, its method or what it wraps; empty for nothing."""
+        own = self._architect.extra_data or self.declared.extra_data
+        return own or ("" if self.base is None else self.base.extra_data)
+
     @cached_property
     def weights_id(self) -> str | None:
         """sha256 of the weights file; of the state of a module that brings its own; None for a wrapper."""
@@ -223,6 +229,8 @@ class ResolvedDefense(Resolved):
             found["method"] = self.method.identity()
         if self.bases and self.base is None:
             found["bases"] = [each.spec() for each in self.bases]
+        if self.extra_data:
+            found["extra_data"] = self.extra_data
         return found
 
     def weights_files(self) -> dict[str, str]:

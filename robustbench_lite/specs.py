@@ -126,7 +126,8 @@ class DefenseSpec(Spec):
     (BPDA), or the spec says surrogate=False and gradient attacks are skipped.
     rejects: logits have one more column than there are classes, and the last means "refuse to answer". certifies: the module
     has a method ``certify(x, n0, n, alpha) -> (classes, radii)`` after Cohen et al. (arXiv:1902.02918), class -1 to abstain.
-    datasets: names it works with; empty for any. weights: data set -> URL of a safetensors file, with
+    extra_data: what it is trained on besides the data set, in words; tables keep it apart. datasets: names it works with; empty
+    for any. weights: data set -> URL of a safetensors file, with
     ``weights_sha256`` for each.
     """
 
@@ -139,6 +140,7 @@ class DefenseSpec(Spec):
     rejects: bool = False
     certifies: bool = False
     fidelity: str = "paper-formula"
+    extra_data: str = ""
     datasets: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     weights_sha256: Mapping[str, str] = field(default_factory=dict)
@@ -146,6 +148,8 @@ class DefenseSpec(Spec):
     def problems(self) -> list[str]:
         found = super().problems() + self._one_of("kind", DEFENSE_KINDS) + self._one_of("fidelity", FIDELITIES)
         found += self._flags("stochastic", "differentiable", "surrogate", "rejects", "certifies")
+        if not isinstance(self.extra_data, str):
+            found.append(f"extra_data must be text, not {type(self.extra_data).__name__}")
         found += [f"weights for {d!r} have no weights_sha256" for d in self.weights if d not in self.weights_sha256]
         return found
 

@@ -82,7 +82,7 @@ def command(
     declared = found.entry.spec
     if isinstance(declared, DefenseSpec) and declared.datasets and chosen.info.name not in declared.datasets:
         raise UsageError(f"{found.label} works on {', '.join(declared.datasets)}, not on {chosen.info.name}")
-    ingredients = find_ingredients(registry, found, chosen.info, dataset)
+    ingredients = find_ingredients(registry, found, chosen.info, data or app.data, dataset)
     prepare_torch(where.device, threads)
     path = out or trained_path(found.entry, found.instance, chosen.info.name, rbl_home())
     made_of = identity(
@@ -149,6 +149,7 @@ def _train(
         device=device,
         precision=made_of["precision"],
         teacher=None if ingredients.teacher is None else ingredients.teacher.build(),
+        extra=None if ingredients.extra is None else ingredients.extra.bundle.train,
         checkpoint=checkpoint,
         resume=resume,
         progress=progress,

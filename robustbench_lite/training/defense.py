@@ -26,7 +26,8 @@ class TrainedDefense(ABC):
     Calling the defense builds the module and loads its weights, which is what the core does; ``train`` makes the weights.
 
     A field ``teacher: str`` names another defense, by a selector: it is found with its weights, and is ``context.teacher``
-    while this one is trained. It is not part of what is deployed.
+    while this one is trained. It is not part of what is deployed. A field ``extra: str`` names a data set, whose training split
+    is ``context.extra``.
 
     What a hook changes in the model must be in its state dict, which is what a resumed run restores, or be done in every epoch.
 
@@ -61,10 +62,10 @@ class TrainedDefense(ABC):
         return parameter_groups(model, *([] if auxiliary is None else [auxiliary]))
 
     def extra_data(self, context: Context) -> MapDataset | None:
-        """Examples to train on besides the split's own, for recipes with an ``extra_share``: generated ones, fitted to
-        ``context.examples``, or more images with the teacher's labels. Asked once, at the start.
+        """Examples to train on besides the split's own, for recipes with an ``extra_share``: by default ``context.extra``; or
+        generated ones, fitted to ``context.examples``, or more images with the teacher's labels. Asked once, at the start.
         """
-        return None
+        return context.extra
 
     def begin_epoch(self, model: nn.Module, context: Context) -> None:  # noqa: B027 (a hook)
         """Before the first batch of an epoch (``context.epoch`` is whole): measure, alternate, or, in epoch 0, initialise."""
@@ -106,6 +107,11 @@ class Around(TrainedDefense):
     def teacher(self) -> str | None:
         """The inner method's teacher, where it has one."""
         return getattr(self.inner, "teacher", None)
+
+    @property
+    def extra(self) -> str | None:
+        """The inner method's second data set, where it has one."""
+        return getattr(self.inner, "extra", None)
 
     @property
     def inner(self) -> TrainedDefense:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite.data import DatasetBundle, fetch
+from robustbench_lite.data import DatasetBundle, MapDataset, fetch
 from robustbench_lite.errors import PluginError
 from robustbench_lite.training.augment import augment
 from robustbench_lite.training.checkpoint import Checkpoint
@@ -29,14 +29,16 @@ def train(
     device: str = "cpu",
     precision: Precision = "float32",
     teacher: nn.Module | None = None,
+    extra: MapDataset | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> TrainingResult:
     """Train a defense.
 
-    teacher: the trained module that its field ``teacher`` names. checkpoint: written after each epoch. resume: go on from it,
-    where there is one. progress: told of each epoch: epoch, epochs, loss, clean, robust.
+    teacher: the trained module that its field ``teacher`` names. extra: the training split of the data set that its field
+    ``extra`` names. checkpoint: written after each epoch. resume: go on from it, where there is one. progress: told of each
+    epoch: epoch, epochs, loss, clean, robust.
 
     Raises MissingData where the data set has no training split, or one of fewer than ten examples; RblError where the loss is
     not finite; UsageError for a checkpoint that does not fit.
@@ -45,7 +47,7 @@ def train(
     state = checkpoint.read() if checkpoint is not None and resume else None
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        training = _Training(defense, bundle, device, precision, teacher)
+        training = _Training(defense, bundle, device, precision, teacher, extra)
         if state is not None:
             training.load_state_dict(state)
         while not training.finished:
@@ -61,7 +63,13 @@ class _Training:
     """One run of training, and all of its state."""
 
     def __init__(
-        self, defense: TrainedDefense, bundle: DatasetBundle, device: str, precision: Precision, teacher: nn.Module | None
+        self,
+        defense: TrainedDefense,
+        bundle: DatasetBundle,
+        device: str,
+        precision: Precision,
+        teacher: nn.Module | None,
+        extra: MapDataset | None,
     ) -> None:
         self.defense, self.device = defense, device
         self.recipe = recipe = defense.recipe(bundle.info)
@@ -75,7 +83,7 @@ class _Training:
         self.update = Update(defense.parameter_groups(self.module, auxiliary), recipe, device, precision)
         if teacher is not None:
             teacher = teacher.to(device).eval().requires_grad_(False)
-        self.run = Run(teacher, auxiliary, self.split.examples, self.split.held_out)
+        self.run = Run(teacher, auxiliary, self.split.examples, self.split.held_out, extra)
         self.context = Context(0.0, recipe, bundle.info, run=self.run)
         self.extra = defense.extra_data(self.context) if recipe.extra_share else None
         if recipe.extra_share and not self.extra:
@@ -134,11 +142,11 @@ class _Training:
 
     @property
     def _extra_rows(self) -> int:
-        return round(self.recipe.extra_share * self.recipe.batch_size)
+        return min(round(self.recipe.extra_share * self.recipe.batch_size), self.recipe.batch_size - 1)
 
     def _batch(self, index: Tensor, now: float) -> None:
         x, y = fetch(self.split.data, index.tolist())
-        if self.extra is not None:
+        if self.extra is not None and self._extra_rows:
             drawn = torch.randint(len(self.extra), (self._extra_rows,))
             x, y = (torch.cat(pair) for pair in zip((x, y), fetch(self.extra, drawn.tolist()), strict=True))
             index = torch.cat([index, torch.full_like(drawn, -1)])

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite.data import DatasetInfo
+from robustbench_lite.data import DatasetInfo, MapDataset
 from robustbench_lite.errors import PluginError
 
 T = TypeVar("T")
@@ -75,8 +75,10 @@ class Run:
         auxiliary: nn.Module | None = None,
         examples: Callable[[int], tuple[Tensor, Tensor]] | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
+        extra: MapDataset | None = None,
     ) -> None:
         self.teacher, self.auxiliary, self.examples, self.held_out = teacher, auxiliary, examples, held_out
+        self.extra = extra
         self.state: dict[str, Any] = {}
         self.logged: dict[str, list[float]] = {}
 
@@ -114,6 +116,11 @@ class Context:
     def auxiliary(self) -> nn.Module:
         """What the defense's method ``auxiliary`` made: it is trained along and not deployed."""
         return _present(self.run.auxiliary, "auxiliary module", "return one from the defense's method `auxiliary`")
+
+    @property
+    def extra(self) -> MapDataset | None:
+        """The training split of the data set that the field ``extra`` names."""
+        return self.run.extra
 
     @property
     def state(self) -> dict[str, Any]:

@@ -147,6 +147,34 @@ def test_a_student_needs_its_teachers_weights_and_names_them(home: Path) -> None
     assert "student" in rows("lab/student")
 
 
+def test_more_data_come_from_the_data_set_that_is_named_and_are_told_with_every_result(home: Path) -> None:
+    card = train("lab/more")["card"]
+    assert card["extra"]["label"] == "stripes[n=60]"
+    assert card["extra"]["fingerprint"] == "stripes-60"
+    assert {epoch["added"] for epoch in card["history"]} == {0.25}
+    outer = train("lab/outer[method=lab/more]")["card"]
+    assert outer["held_out"] == card["held_out"]
+    train("lab/linear")
+    rows("lab/more", "lab/outer[method=lab/more]", "lab/linear")
+    specs = [json.loads(path.read_text())["defense"] for path in home.parent.glob("store/cells/*/*/spec.json")]
+    assert {spec["label"]: spec.get("extra_data") for spec in specs} == {
+        "more": "stripes from elsewhere",
+        "outer[method=lab/more]": "stripes from elsewhere",
+        "linear": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("rbl/digits", "digits has images of 1x8x8 in 10 classes, stripes of 1x4x4 in 2 classes"),
+        ("lab/strips", "did you mean 'lab/stripes'"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_any_work(extra: str, said: str, home: Path) -> None:
+    assert said in train(f"lab/more[extra={extra}]", code=2)["said"]
+
+
 def test_a_method_around_another_is_trained_and_deployed_as_that_is(home: Path) -> None:
     plain = train("lab/linear[epochs=2]")
     outer = train("lab/outer[method=lab/linear[epochs=2]]")

@@ -1,4 +1,4 @@
-"""A one-file plugin of trained defenses: a student with a teacher, a method around methods, a detector fitted to a base.
+"""A one-file plugin of trained defenses: a teacher's student, more data, a method around methods, a detector fitted to a base.
 
 Loaded as ``--plugin tests/plugins/lab.py``; everything is found under ``lab/...``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ def rbl_defenses():
     yield DefenseSpec(name="linear", factory="lab:LinearModel", kind="trained")
     yield DefenseSpec(name="noisy", factory="lab:Noisy", kind="trained", stochastic=True)
     yield DefenseSpec(name="student", factory="lab:Student", kind="trained")
+    yield DefenseSpec(name="more", factory="lab:More", kind="trained", extra_data="stripes from elsewhere")
     yield DefenseSpec(name="outer", factory="lab:Outer", kind="trained")
     yield DefenseSpec(name="detector", factory="lab:Detector", kind="fitted", rejects=True)
     yield DefenseSpec(name="misdeclared", factory="lab:Detector", kind="trained")
@@ -102,6 +103,18 @@ class Student(LinearModel):
 
     def loss(self, model, x, y, context):
         return F.cross_entropy(model(x), context.teacher(x).argmax(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(LinearModel):
+    extra: str = "lab/stripes[n=60]"
+
+    def recipe(self, info: DatasetInfo) -> Recipe:
+        return replace(super().recipe(info), extra_share=0.25)
+
+    def loss(self, model, x, y, context):
+        context.log(added=(context.index < 0).float().mean())
+        return super().loss(model, x, y, context)
 
 
 @dataclass(frozen=True, kw_only=True)
