@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from probes import Batch, descended
+from torch import nn
 
 from rbl_datasets.digits import Digits
+from rbl_defenses.pgd_at import PGDTraining
+from rbl_defenses.standard import Standard
 from robustbench_lite import DatasetBundle
+from robustbench_lite.data import fetch
 
 torch.set_num_threads(1)  # the suite runs on all cores already
 
@@ -48,3 +53,22 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_fitted(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that resolves defenses of ``FITTED``."""
     monkeypatch.setenv("RBL_HOME", str(trained_home))
+
+
+@pytest.fixture(scope="session")
+def batch(digits: DatasetBundle) -> Batch:
+    """48 training images of digits; half of their pixels are black or white, where the box binds."""
+    assert digits.train is not None
+    return fetch(digits.train, range(48))
+
+
+@pytest.fixture(scope="session")
+def fitted(batch: Batch) -> nn.Module:
+    """A network that knows this batch, and is not robust."""
+    return descended(Standard(), batch)
+
+
+@pytest.fixture(scope="session")
+def teacher(batch: Batch) -> nn.Module:
+    """One that answers to this batch robustly."""
+    return descended(PGDTraining(), batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rbl_defenses.specs_baselines import BASELINES
 from rbl_defenses.specs_detectors import DETECTORS
 from rbl_defenses.specs_transforms import TRANSFORMS
 from robustbench_lite import DefenseSpec, hookimpl
@@ -46,5 +47,6 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         summary="Adversarial weight perturbation: descend at weights moved against the loss, around another method",
         reference="arXiv:2004.05884",
     )
+    yield from BASELINES
     yield from TRANSFORMS
     yield from DETECTORS

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rbl_defenses.architectures import WIDTH, Network, build
 from rbl_defenses.presets import preset
 from robustbench_lite import DatasetInfo, TrainedDefense
-from robustbench_lite.training import Context, Recipe, craft
+from robustbench_lite.training import Context, EarlyStop, Recipe, craft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class ImageDefense(TrainedDefense):
 
     network: its architecture. width: channels of the first convolution of ``small-cnn``, of that alone. epochs: None for the
     data set's preset. lr: peak learning rate; None for the preset's. ema: decay of the running average of weights that is
-    watched and kept; 0 for none. early_stop: keep the last epoch, or the one with the best held-out robust accuracy.
+    watched and kept; 0 for none. early_stop: keep the last epoch, the one with the best held-out robust accuracy, or the one
+    before a collapse.
     """
 
     network: Network = "small-cnn"
@@ -31,7 +32,7 @@ class ImageDefense(TrainedDefense):
     batch_size: Annotated[int, Field(ge=1)] = 128
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    early_stop: Literal["last", "best-robust"] = "last"
+    early_stop: EarlyStop = "last"
 
     def __post_init__(self) -> None:
         if self.network != "small-cnn" and self.width != WIDTH:

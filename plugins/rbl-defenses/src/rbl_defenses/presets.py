@@ -16,10 +16,11 @@ from robustbench_lite import DatasetInfo
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """eps: linf radius. l2: l2 radius. steps and relative_step: of the inner PGD, its step in units of the radius."""
+    """eps: linf radius. l2, l1: their radii. steps and relative_step: of the inner PGD, its step in units of the radius."""
 
     eps: float
     l2: float
+    l1: float
     steps: int
     relative_step: float
     epochs: int
@@ -34,9 +35,9 @@ class Preset:
 
 
 _PRESETS = {
-    "digits": Preset(eps=0.15, l2=0.6, steps=5, relative_step=0.5, epochs=60, shift=1),
-    "mnist": Preset(eps=0.3, l2=2.0, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
-    "fashion-mnist": Preset(eps=0.1, l2=1.5, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
+    "digits": Preset(eps=0.15, l2=0.6, l1=2.0, steps=5, relative_step=0.5, epochs=60, shift=1),
+    "mnist": Preset(eps=0.3, l2=2.0, l1=10.0, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
+    "fashion-mnist": Preset(eps=0.1, l2=1.5, l1=10.0, steps=10, relative_step=0.25, epochs=6, lr=0.05, ramp=0.5),
 }
 # Data sets of photographs.
 _MIRRORED = ("cifar10", "cifar100", "imagenet")
@@ -45,5 +46,5 @@ _MIRRORED = ("cifar10", "cifar100", "imagenet")
 def preset(info: DatasetInfo) -> Preset:
     """The preset of a data set by its short name; for others eps 8/255 and shifts by an eighth of the image, up to 4 pixels."""
     shift, eps = min(4, min(info.shape[1:]) // 8), (4 if info.name == "imagenet" else 8) / 255
-    other = Preset(eps=eps, l2=0.5, steps=10, relative_step=0.25, epochs=30, shift=shift, flip=info.name in _MIRRORED)
+    other = Preset(eps=eps, l2=0.5, l1=12.0, steps=10, relative_step=0.25, epochs=30, shift=shift, flip=info.name in _MIRRORED)
     return _PRESETS.get(info.name, other)
