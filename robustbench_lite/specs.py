@@ -126,9 +126,9 @@ class DefenseSpec(Spec):
     (BPDA), or the spec says surrogate=False and gradient attacks are skipped.
     rejects: logits have one more column than there are classes, and the last means "refuse to answer". certifies: the module
     has a method ``certify(x, n0, n, alpha) -> (classes, radii)`` after Cohen et al. (arXiv:1902.02918), class -1 to abstain.
-    extra_data: what it is trained on besides the data set, in words; tables keep it apart. datasets: names it works with; empty
-    for any. weights: data set -> URL of a safetensors file, with
-    ``weights_sha256`` for each.
+    fidelity: how close to its paper. extra_data: what else than the data set's training split it has seen ("500k images of 80
+    Million Tiny Images"); empty for nothing. datasets: names it works with; empty for any. weights: data set -> URL of a
+    safetensors file, with ``weights_sha256`` for each.
     """
 
     kind_name: ClassVar[str] = "defense"
@@ -149,7 +149,7 @@ class DefenseSpec(Spec):
         found = super().problems() + self._one_of("kind", DEFENSE_KINDS) + self._one_of("fidelity", FIDELITIES)
         found += self._flags("stochastic", "differentiable", "surrogate", "rejects", "certifies")
         if not isinstance(self.extra_data, str):
-            found.append(f"extra_data must be text, not {type(self.extra_data).__name__}")
+            found.append(f"extra_data must be text, not {type(self.extra_data).__name__}: say which data")
         found += [f"weights for {d!r} have no weights_sha256" for d in self.weights if d not in self.weights_sha256]
         return found
 

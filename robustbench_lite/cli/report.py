@@ -124,12 +124,13 @@ def make_tables(
     stale: Stale = lambda spec: {},
 ) -> list[Leaderboard]:
     """The leaderboards of some cells of a store. extra: radii for minimal-norm cells. stale: why one is out of date."""
-    from robustbench_lite.leaderboard import build_tables, metric_from, reference_from
+    from robustbench_lite.leaderboard import about_from, build_tables, metric_from
 
     tables = build_tables(
         cells,
         metric=metric_from(registry),
-        reference=reference_from(registry),
+        about=about_from(registry),
+        naive=_naive_from(registry),
         not_applicable=_not_applicable([cell.spec for cell in cells]),
         threats=extra,
         stale=stale,
@@ -138,6 +139,15 @@ def make_tables(
     for message in store.messages:
         warn(message)
     return tables
+
+
+def _naive_from(registry: Registry) -> Callable[[str, int], Sequence[str]]:
+    """The ids of the attacks that a protocol calls naive, by its name and version; none of one that is not known any more."""
+    from robustbench_lite.planner import contributed_protocols
+    from robustbench_lite.protocol import known_protocols
+
+    known = {(p.name, p.version): p.naive for p in known_protocols(contributed_protocols(registry)).values()}
+    return lambda protocol, version: known.get((protocol, version), ())
 
 
 def asked_metrics(selectors: Sequence[str], registry: Registry) -> list[ResolvedMetric]:

@@ -95,6 +95,7 @@ def _show_protocol(protocol: Protocol, as_json: bool) -> None:
     click.echo(f"protocol {protocol.name}\n{protocol.summary}\n")
     facts: list[tuple[str, Any]] = [("paper", protocol.reference)] if protocol.reference else []
     facts += protocol.settings().items()
+    facts += [("naive", ", ".join(protocol.naive))] if protocol.naive else []
     for attack, values in protocol.attacks.items():
         facts.append((attack, ", ".join(f"{key}={value}" for key, value in values.items())))
     print_table(facts, ("", ""), "")

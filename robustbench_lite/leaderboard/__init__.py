@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from robustbench_lite.leaderboard.collect import Metrics
 from robustbench_lite.leaderboard.files import write_all
-from robustbench_lite.leaderboard.lookup import metric_from, reference_from
+from robustbench_lite.leaderboard.lookup import About, about_from, metric_from
 from robustbench_lite.leaderboard.model import Attack, Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.tables import build_tables
 
 __all__ = [
+    "About",
     "Attack",
     "Entry",
     "Leaderboard",
     "Metrics",
     "Row",
+    "about_from",
     "build_tables",
     "metric_from",
-    "reference_from",
     "write_all",
 ]

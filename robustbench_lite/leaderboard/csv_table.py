@@ -15,10 +15,20 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 def render(table: Leaderboard) -> str:
     """The table as CSV text. Cells without a value are empty; each attack has a column with its status."""
     header = ["rank", "defense", "id", "version", "dataset", "threat", "protocol", "seed", "n"]
-    for name in ("clean accuracy", "worst case", *(attack.label for attack in table.attacks)):
+    for name in ("clean accuracy", "naive", "worst case", *(attack.label for attack in table.attacks)):
         header += [name, f"{name} low", f"{name} high"]
     header += [f"{attack.label} status" for attack in table.attacks]
-    header += ["forwards", "backwards", "seconds", "not ranked because", "flags", "notes", "reference"]
+    header += [
+        "forwards",
+        "backwards",
+        "seconds",
+        "not ranked because",
+        "flags",
+        "notes",
+        "fidelity",
+        "extra data",
+        "reference",
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([safe(name) for name in header])
@@ -35,7 +45,7 @@ def _cells(table: Leaderboard, row: Row) -> list[str]:
     found = ["" if row.rank is None else str(row.rank), safe(row.defense), safe(row.id), str(row.version)]
     found += [safe(table.dataset), str(table.threat), safe(table.protocol_label), str(table.seed)]
     found.append("" if table.n is None else str(table.n))
-    for value in (row.clean, row.worst, *(entry.value for entry in row.entries)):
+    for value in (row.clean, row.naive, row.worst, *(entry.value for entry in row.entries)):
         found += _value(value)
     found += [f"{entry.status} {entry.progress}".strip() for entry in row.entries]
     found += [_number(row.cost.forwards), _number(row.cost.backwards), _number(row.cost.seconds)]
@@ -43,7 +53,8 @@ def _cells(table: Leaderboard, row: Row) -> list[str]:
         f"{attack.label}: {note}" for attack, entry in zip(table.attacks, row.entries, strict=True) for note in entry.notes
     ]
     found.append(safe("; ".join(row.unranked)))
-    return [*found, safe("; ".join(row.flags)), safe("; ".join([*row.notes, *labelled])), safe(row.reference)]
+    about = (row.fidelity, row.extra_data, row.reference)
+    return [*found, safe("; ".join(row.flags)), safe("; ".join([*row.notes, *labelled])), *map(safe, about)]
 
 
 def _value(value: MetricValue | None) -> list[str]:

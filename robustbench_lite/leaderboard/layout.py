@@ -60,8 +60,18 @@ def _grid(
     notes: Footnotes,
     link: Escape | None,
 ) -> Grid:
-    header = [*first, "clean", "worst case", *(escape(a.label) for a in table.attacks), "forwards", "backwards", "seconds"]
-    cells = [[*start, *_row(row, notes)] for start, row in zip(starts, rows, strict=True)]
+    naive = any(row.naive for row in table.rows)
+    header = [
+        *first,
+        "clean",
+        *["naive"] * naive,
+        "worst case",
+        *(escape(a.label) for a in table.attacks),
+        "forwards",
+        "backwards",
+        "seconds",
+    ]
+    cells = [[*start, *_row(row, naive, notes)] for start, row in zip(starts, rows, strict=True)]
     numeric = [first[0] == "rank", False, *[True] * (len(header) - 2)]
     if link is not None:
         header.append("reference")
@@ -125,9 +135,10 @@ def _measured(measure: Measure | None, notes: Footnotes) -> str:
     return percent(measure.value) if measure.unit == "%" else length(measure.value)
 
 
-def _row(row: Row, notes: Footnotes) -> list[str]:
+def _row(row: Row, naive: bool, notes: Footnotes) -> list[str]:
     return [
         percent(row.clean),
+        *[percent(row.naive)] * naive,
         percent(row.worst),
         *(_entry(entry) + (notes.mark(entry.notes) if entry.whole else "") for entry in row.entries),
         count(row.cost.forwards),
@@ -170,6 +181,12 @@ def legend(table: Leaderboard) -> list[str]:
         f"rank (p > {ALPHA} after Holm's correction). This is not transitive: neighbours of different rank may be close.",
         "Forwards, backwards: passes per example, and seconds: wall clock; sums over the row's attacks.",
     ]
+    if any(row.naive for row in rows):
+        said.append(
+            "Naive: the worst case over those of the row's attacks that do not know the defense: of a wrapper, those made only "
+            "on what it wraps; of others, the plain gradient attacks that the protocol names. Shown where McNemar's paired "
+            f"test (p <= {ALPHA}) finds that all attacks together beat more: do not quote it as robustness."
+        )
     if table.threat.norm == UNRESTRICTED:
         said.append(
             "Unrestricted: every image counts. What an attack may do to one is for its parameters to say (rbl show ATTACK), so "

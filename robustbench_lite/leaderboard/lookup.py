@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from robustbench_lite.errors import RblError, UnknownName, UsageError
@@ -33,13 +34,23 @@ def metric_from(registry: Registry) -> Callable[[str], Metric]:
     return find
 
 
-def reference_from(registry: Registry) -> Callable[[str, str], str]:
-    """The reference of an object by kind and id (``"defense", "rbl/pgd-at"``); empty where its plugin is not installed."""
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a plugin says of a defense: where it is described, how close to its paper it is, what else it was trained on."""
 
-    def find(kind: str, identifier: str) -> str:
+    reference: str = ""
+    fidelity: str = ""
+    extra_data: str = ""
+
+
+def about_from(registry: Registry) -> Callable[[str], About]:
+    """What is declared of a defense, by its id (``"rbl/pgd-at"``); nothing where its plugin is not installed."""
+
+    def find(identifier: str) -> About:
         try:
-            return registry.get(kind, identifier).spec.reference
+            spec = registry.get("defense", identifier).spec
         except RblError:
-            return ""
+            return About()
+        return About(reference=spec.reference, **{n: getattr(spec, n, "") for n in ("fidelity", "extra_data")})
 
     return find

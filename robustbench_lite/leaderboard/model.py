@@ -96,9 +96,11 @@ class Row:
     """One defense. entries: in the order of the table's attacks.
 
     rank: None where a cell is missing or failed, or where there are flags; unranked: the reasons, in words. weights: sha256,
-    or None. clean, worst: None where they cannot be given. cost: sums over the done cells. curve: worst case over all radii at
-    which the defense was attacked. flags: why the numbers cannot be trusted; verdicts: what every check found, ``fail`` ones
-    among the flags; notes: what else to know. stale: why all of it is out of date.
+    or None. fidelity, extra_data: as its plugin declares them, with those of what it wraps. clean, worst: None where they
+    cannot be given. naive: what the attacks leave that do not know the defense (``naive.py``), where that is more than the
+    worst case. cost: sums over the done cells. curve: worst case over all radii at which the defense was attacked. flags: why
+    the numbers cannot be trusted; verdicts: what every check found, ``fail`` ones among the flags; notes: what else to know.
+    stale: why all of it is out of date.
     """
 
     rank: int | None
@@ -108,8 +110,11 @@ class Row:
     weights: str | None = None
     stochastic: bool = False
     reference: str = ""
+    fidelity: str = ""
+    extra_data: str = ""
     clean: MetricValue | None = None
     entries: tuple[Entry, ...]
+    naive: MetricValue | None = None
     worst: MetricValue | None = None
     cost: Cost = Cost()
     curve: RadiusCurve | None = None

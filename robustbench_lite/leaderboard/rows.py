@@ -12,11 +12,14 @@ import numpy.typing as npt
 from robustbench_lite.curves import robust_curve
 from robustbench_lite.errors import RblError
 from robustbench_lite.leaderboard.collect import Kept, Meter, Spec
+from robustbench_lite.leaderboard.lookup import About
 from robustbench_lite.leaderboard.model import NOT_APPLICABLE, STALE, Cost, Credit, Entry, RadiusCurve, Row
+from robustbench_lite.leaderboard.naive import naive_accuracy, wrapped
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
 
+RECONSTRUCTED = "a reconstruction: rebuilt from a description that leaves something open, so not quite the published method"
 CURVE_POINTS = 64
 CURVE_REACH = 2.0  # times the table's radius: as far as a curve is shown
 
@@ -26,7 +29,8 @@ class Context:
     """What the caller of ``tables.build_tables`` knows beyond the results; see there."""
 
     meter: Meter
-    reference: Callable[[str, str], str]
+    about: Callable[[str], About]
+    naive: Sequence[str]
     not_applicable: Mapping[tuple[str, str], str]
     flags: Mapping[str, Sequence[str]]
 
@@ -78,8 +82,8 @@ def draft(
         if slot.kept is not None and entries[-1].status == "done":
             used.append(slot.kept)
     flags = [plain(flag) for flag in context.flags.get(spec["label"], ())]
-    wrapped = [spec["base"]] if spec.get("base") else spec.get("bases", ())
-    notes = [f"in front of {', '.join(plain(base['label']) for base in wrapped)}"] if wrapped else []
+    declared = _declared(spec, context.about)
+    notes = _standing_notes(spec, declared)
     meter = context.meter
     worst: MetricValue | None = None
     try:
@@ -102,9 +106,12 @@ def draft(
         version=spec["version"],
         weights=spec["weights"],
         stochastic=spec["stochastic"],
-        reference=plain(context.reference("defense", spec["id"])),
+        reference=declared.reference,
+        fidelity=declared.fidelity,
+        extra_data=declared.extra_data,
         clean=clean,
         entries=tuple(entries),
+        naive=naive_accuracy(used, spec, context.naive, threat, meter) if worst is not None else None,
         worst=worst,
         cost=Cost(forwards=_sum("forwards", used), backwards=_sum("backwards", used), seconds=_sum("seconds", used)),
         curve=_curve(others, threat),
@@ -116,6 +123,24 @@ def draft(
         return Draft(row=row)
     robust = np.logical_and.reduce([k.cell.robust(threat) for k in used])
     return Draft(row=row, index=used[0].cell.arrays["index"], robust=robust)
+
+
+def _declared(spec: Spec, about: Callable[[str], About]) -> About:
+    """What is declared of a defense and of all that it is made of: extra data of a wrapper's base is its own, too."""
+    methods = [spec["method"]] if spec.get("method") else []
+    parts = [about(part["id"]) for part in (spec, *methods, *wrapped(spec))]
+    extra = dict.fromkeys(plain(part.extra_data) for part in parts if part.extra_data)
+    rebuilt = any(part.fidelity == "reconstruction" for part in parts)
+    fidelity = "reconstruction" if rebuilt else parts[0].fidelity
+    return About(reference=plain(parts[0].reference), fidelity=fidelity, extra_data="; ".join(extra))
+
+
+def _standing_notes(spec: Spec, declared: About) -> list[str]:
+    """What is to be known of a defense whatever its results are."""
+    bases = [spec["base"]] if spec.get("base") else spec.get("bases", ())
+    notes = [f"in front of {', '.join(plain(base['label']) for base in bases)}"] if bases else []
+    notes += [RECONSTRUCTED] * (declared.fidelity == "reconstruction")
+    return notes + [f"trained with extra data: {declared.extra_data}"] * bool(declared.extra_data)
 
 
 def why_unranked(row: Row, attacks: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from robustbench_lite.leaderboard.collect import Asked, Group, Kept, Meter, Metrics, Reader, Spec, Stored, collect
 from robustbench_lite.leaderboard.labels import distinct_labels
-from robustbench_lite.leaderboard.lookup import Metric
+from robustbench_lite.leaderboard.lookup import About, Metric
 from robustbench_lite.leaderboard.model import Attack, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import shared_ranks
 from robustbench_lite.leaderboard.rows import Context, Draft, Slot, draft, why_unranked
@@ -35,17 +35,19 @@ def build_tables(
     *,
     metric: Callable[[str], Metric],
     metrics: Metrics | None = None,
-    reference: Callable[[str, str], str] = lambda kind, identifier: "",
+    about: Callable[[str], About] = lambda identifier: About(),
     not_applicable: Mapping[tuple[str, str], str] | None = None,
     flags: Mapping[str, Sequence[str]] | None = None,
+    naive: Callable[[str, int], Sequence[str]] = lambda protocol, version: (),
     threats: Iterable[Threat] = (),
     stale: Stale = lambda spec: {},
     note: Callable[[str], None] = log.warning,
 ) -> list[Leaderboard]:
     """Leaderboards of all ``cells``, which may come in any order; their arrays are read one defense at a time.
 
-    metric: finds a metric by id (``lookup.metric_from(registry)``); metrics: the ids of those that are shown. reference: where
-    a method is described, by kind and id (``lookup.reference_from(registry)``).
+    metric: finds a metric by id (``lookup.metric_from(registry)``); metrics: the ids of those that are shown. about: what is
+    declared of a defense, by its id (``lookup.about_from(registry)``). naive: the ids of the attacks that a protocol calls
+    naive, by its name and version.
 
     not_applicable: (defense label, attack label) -> reason, for attacks that cannot be run on a defense: a dash that costs no
     rank. flags: defense label -> what makes its numbers untrustworthy: costs the rank. threats: radii to make tables for, where
@@ -57,7 +59,8 @@ def build_tables(
     """
     context = Context(
         meter=Meter(metrics or Metrics(), metric),
-        reference=reference,
+        about=about,
+        naive=(),
         not_applicable=not_applicable or {},
         flags=flags or {},
     )
@@ -66,7 +69,8 @@ def build_tables(
     tables: list[Leaderboard] = []
     for group in collect(cells, note):
         known = group.threats(extra)
-        tables += _tables(group, known, reader, stale, context)
+        named = naive(group.asked["protocol"]["name"], group.asked["protocol"]["version"])
+        tables += _tables(group, known, reader, stale, replace(context, naive=named))
         for norm in sorted({cell.threat.norm for cell in group.cells} - {t.norm for t in known}):
             note(
                 f"the minimal-norm results for {plain(group.asked['dataset']['name'])} in {norm} are in no table: no radius "

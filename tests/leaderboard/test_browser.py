@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from robustbench_lite.leaderboard.html import render
+from robustbench_lite.leaderboard.lookup import About
 from robustbench_lite.leaderboard.text import plain
 
 from .pages import with_verdicts
@@ -33,7 +34,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def table(varied, one):
-    return with_verdicts(one(varied, reference=lambda *_: "arXiv:1706.06083"), "broken")
+    return with_verdicts(one(varied, about=lambda _: About(reference="arXiv:1706.06083")), "broken")
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_hostile_names_stay_text(open_page, make_cell, one):
         cells += [make_cell(hostile, "a", range(i)), make_cell("x", hostile, status="error", reason=hostile, threat="linf")]
         cells += [make_cell(hostile, each, threat="linf") for each in HOSTILE_NAMES]
     said = HOSTILE_NAMES[0]
-    table = one(cells, reference=lambda *_: said, flags={"x": HOSTILE_NAMES})
+    table = one(cells, about=lambda _: About(reference=said), flags={"x": HOSTILE_NAMES})
     table = replace(table, dataset=plain(said), dataset_spec=table.dataset_spec | {"id": said})
     page = open_page([table])
     assert page.evaluate("window.evil") is None

@@ -14,6 +14,7 @@ from robustbench_lite import Threat
 from robustbench_lite.leaderboard.gallery import PER_DEFENSE, PER_TABLE, pick
 from robustbench_lite.leaderboard.html import charts, findings, render, words
 from robustbench_lite.leaderboard.html.words import summary
+from robustbench_lite.leaderboard.lookup import About
 from robustbench_lite.leaderboard.measures import Measure, MeasureTable
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import MetricValue
@@ -25,7 +26,7 @@ from .test_renderers import HOSTILE
 
 @pytest.fixture(scope="module")
 def table(varied, one):
-    return with_verdicts(one(varied, reference=lambda *_: "arXiv:1706.06083"), "broken")
+    return with_verdicts(one(varied, about=lambda _: About(reference="arXiv:1706.06083")), "broken")
 
 
 def test_a_page_is_well_formed_and_asks_nothing_of_a_server(table):
@@ -89,7 +90,7 @@ def page_of(make_cell, one):
             make_cell("x", "a", dataset=said),
         ]
         verdict = Verdict(check=plain(said), outcome="fail", evidence=plain(said), advice=plain(said))
-        table = one(cells, reference=lambda *_: said, flags={"x": [said]})
+        table = one(cells, about=lambda _: About(reference=said), flags={"x": [said]})
         return render([with_verdicts(table, "x", (verdict,))], command=said)
 
     return build
@@ -108,9 +109,9 @@ def test_hostile_words_stay_words(page_of, hostile):
 
 
 def test_references_become_links_where_they_are_addresses(one, make_cell):
-    page = Page(render([one([make_cell()], reference=lambda *_: "arXiv:1706.06083")]))
+    page = Page(render([one([make_cell()], about=lambda _: About(reference="arXiv:1706.06083"))]))
     assert "https://arxiv.org/abs/1706.06083" in page.values("href")
-    page = Page(render([one([make_cell()], reference=lambda *_: "javascript:alert(1)")]))
+    page = Page(render([one([make_cell()], about=lambda _: About(reference="javascript:alert(1)"))]))
     assert [href for href in page.values("href") if not href.startswith("#")] == []
     assert "javascript:alert(1)" in page.text
 

@@ -7,7 +7,7 @@ import pytest
 
 import rbl_metrics
 from robustbench_lite import DefenseSpec, MetricSpec, UsageError, hookimpl
-from robustbench_lite.leaderboard import Metrics, build_tables, metric_from, reference_from
+from robustbench_lite.leaderboard import About, Metrics, about_from, build_tables, metric_from
 from robustbench_lite.registry import Registry
 
 
@@ -20,7 +20,13 @@ class Lab:
 
     @hookimpl
     def rbl_defenses(self):
-        yield DefenseSpec(name="shield", factory="lab:Shield", reference="arXiv:1802.00420")
+        yield DefenseSpec(
+            name="shield",
+            factory="lab:Shield",
+            reference="arXiv:1802.00420",
+            fidelity="reconstruction",
+            extra_data="80 million tiny images",
+        )
 
 
 @pytest.fixture
@@ -32,14 +38,16 @@ def registry():
 
 
 def test_metrics_come_from_the_registry(registry, make_cell, one):
-    table = one([make_cell(beaten=range(10))], metric=metric_from(registry), reference=reference_from(registry))
+    table = one([make_cell(beaten=range(10))], metric=metric_from(registry), about=about_from(registry))
     assert table.rows[0].worst.value == 0.75
     assert table.rows[0].reference == ""  # rbl/d is not installed
 
 
-def test_references_come_from_the_registry(registry):
-    assert reference_from(registry)("defense", "lab/shield") == "arXiv:1802.00420"
-    assert reference_from(registry)("defense", "gone/shield") == ""
+def test_what_is_declared_comes_from_the_registry(registry):
+    assert about_from(registry)("lab/shield") == About(
+        reference="arXiv:1802.00420", fidelity="reconstruction", extra_data="80 million tiny images"
+    )
+    assert about_from(registry)("gone/shield") == About()
 
 
 def test_a_metric_that_is_not_installed_says_what_to_install():

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from robustbench_lite.leaderboard import csv_table, json_table, markdown, terminal
+from robustbench_lite.leaderboard import csv_table, html, json_table, markdown, terminal
+from robustbench_lite.leaderboard.lookup import About
 from robustbench_lite.leaderboard.text import count, length, link, percent, plain
 from robustbench_lite.results import MetricValue
+
+from .pages import Page
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -111,6 +114,46 @@ def test_markdown_says_what_was_computed(one, varied):
     assert "3 proposals outside the threat model, judged not adversarial" in seen.text
 
 
+@pytest.fixture(scope="module")
+def marked(make_cell, one):
+    """A table with a naive column, extra data and a reconstruction."""
+    cells = [
+        make_cell("x", "pgd", range(4)),
+        make_cell("x", "square", range(20)),
+        make_cell("y", "pgd"),
+        make_cell("y", "square"),
+    ]
+    declared = {"rbl/x": About(extra_data="tiny images"), "rbl/y": About(fidelity="reconstruction")}
+    return one(cells, naive=lambda *_: ["rbl/pgd"], about=lambda identifier: declared[identifier])
+
+
+def test_marks_and_naive_numbers_are_shown(marked):
+    seen = read(markdown.render(marked))
+    header, y, x = seen.cells[:3]
+    assert header[2:5] == ["clean", "naive", "worst case"]
+    assert (y[3], x[3][:4], x[4][:4]) == ("–", "90.0", "50.0")
+    for said in ("a reconstruction", "trained with extra data: tiny images", "Naive: the worst case over"):
+        assert said in seen.text
+    rows = {row["defense"]: row for row in csv.DictReader(io.StringIO(csv_table.render(marked)))}
+    assert (rows["x"]["naive"], rows["y"]["naive"], rows["x"]["extra data"]) == ("0.9", "", "tiny images")
+    assert rows["y"]["fidelity"] == "reconstruction"
+    found = {row["defense"]["label"]: row for row in validate(marked)["rows"]}
+    assert (found["x"]["naive"]["value"], found["y"]["naive"]) == (0.9, None)
+    assert (found["x"]["defense"]["extra_data"], found["y"]["defense"]["fidelity"]) == ("tiny images", "reconstruction")
+    assert " naive " in on_terminal(marked)
+    page = Page(html.render([marked]))
+    assert [text.split() for text in page.texts["small"] if "data" in text or "recon" in text] == [
+        ["reconstruction"],
+        ["extra", "data"],
+    ]
+    assert "Under naive attacks only" in page.text
+
+
+def test_there_is_no_naive_column_without_a_naive_number(one, varied):
+    assert "naive" not in markdown.render(one(varied)).lower()
+    assert "naive" not in Page(html.render([one(varied)])).text.lower()
+
+
 def test_every_mark_has_its_footnote(one, varied):
     text = markdown.render(one(varied))
     marks = {c for c in text if c in "¹²³⁴⁵⁶⁷⁸⁹"}
@@ -139,7 +182,7 @@ def test_the_legend_speaks_of_what_is_there(make_cell, one):
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words_stay_words_in_markdown(make_cell, one, words):
     cells = [make_cell(words, "a"), make_cell("x", words, status="error", reason=words), make_cell("x", "a")]
-    text = markdown.render(one(cells, reference=lambda *_: words), command=words)
+    text = markdown.render(one(cells, about=lambda _: About(reference=words)), command=words)
     seen = read(text)
     assert seen.tags <= {"h1", "ul", "ol", "li", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
     assert seen.links == []
@@ -203,7 +246,7 @@ def test_links(reference, address):
 
 @pytest.mark.parametrize("reference", ["arXiv:1706.06083", "https://example.org/a_(b)|<c>?d=`e`"])
 def test_markdown_links_lead_where_the_reference_says(make_cell, one, reference):
-    seen = read(markdown.render(one([make_cell()], reference=lambda *_: reference)))
+    seen = read(markdown.render(one([make_cell()], about=lambda _: About(reference=reference))))
     assert seen.links == [link(reference)]
     assert seen.cells[1][-1] == reference
 
@@ -224,7 +267,9 @@ def test_csv_is_for_machines(one, varied):
 @pytest.mark.parametrize("words", [*HOSTILE, "+1", "-1", "＝1", "  =1"])
 def test_csv_holds_no_formulas(make_cell, one, words):
     cells = [make_cell(words, words, reason=words), make_cell("x", words, status="error", reason=words)]
-    rows = list(csv.reader(io.StringIO(csv_table.render(one(cells, reference=lambda *_: words, flags={"x": [words]})))))
+    rows = list(
+        csv.reader(io.StringIO(csv_table.render(one(cells, about=lambda _: About(reference=words), flags={"x": [words]}))))
+    )
     assert {len(row) for row in rows} == {len(rows[0])}
     assert len(rows) == 3
     for cell in (cell for row in rows for cell in row):
@@ -256,7 +301,9 @@ def test_every_render_keeps_the_schema(tables, make_cell, varied):
         make_cell(threat="unrestricted"),
         make_cell(status="missing", threat="l1:8"),
     ]
-    found = tables([*cells, make_cell("weighted", threat="l0:3", weights="a" * 64)], reference=lambda *_: "arXiv:1706.06083")
+    found = tables(
+        [*cells, make_cell("weighted", threat="l0:3", weights="a" * 64)], about=lambda _: About(reference="arXiv:1706.06083")
+    )
     assert len(found) == 6
     for table in found:
         validate(table)
@@ -265,7 +312,7 @@ def test_every_render_keeps_the_schema(tables, make_cell, varied):
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words_keep_the_schema(make_cell, one, words):
     cells = [make_cell(words, words, dataset=words), make_cell("x", words, status="error", reason=words, dataset=words)]
-    found = validate(one(cells, reference=lambda *_: words))
+    found = validate(one(cells, about=lambda _: About(reference=words)))
     assert found["rows"][0]["defense"]["label"] == plain(words)
     assert found["rows"][0]["defense"]["link"] is None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robustbench_lite import MetricValue, Threat, UsageError
-from robustbench_lite.leaderboard import Metrics, build_tables
+from robustbench_lite.leaderboard import About, Metrics, build_tables
 
 from .conftest import N, find_metric
 
@@ -328,8 +328,77 @@ def test_a_wrapper_says_what_it_stands_in_front_of(make_cell, one):
 
 
 def test_references_come_from_the_caller(make_cell, one):
-    table = one([make_cell("x")], reference=lambda kind, identifier: f"doi:10.1000/{kind}/{identifier}")
-    assert table.rows[0].reference == "doi:10.1000/defense/rbl/x"
+    table = one([make_cell("x")], about=lambda identifier: About(reference=f"doi:10.1000/{identifier}"))
+    assert table.rows[0].reference == "doi:10.1000/rbl/x"
+
+
+def in_front_of(cell, **parts):
+    """The cell with a wrapper as its defense."""
+    return replace(cell, key=f"{cell.key}w", spec=cell.spec | {"defense": cell.spec["defense"] | parts})
+
+
+def made_on(cell, *surrogates):
+    """The cell of an attack that was made on these defenses."""
+    attack = cell.spec["attack"] | {"access": "transfer", "surrogates": list(surrogates)}
+    return replace(cell, key=f"{cell.key}t", spec=cell.spec | {"attack": attack})
+
+
+def test_marks_are_those_of_all_parts_of_a_defense(make_cell, one):
+    declared = {
+        "rbl/x": About(fidelity="paper-formula", reference="arXiv:1706.06083"),
+        "rbl/base": About(fidelity="reconstruction", extra_data="tiny\nimages"),
+        "rbl/inner": About(extra_data="noise"),
+    }
+    base = make_cell("base").spec["defense"] | {"base": make_cell("inner").spec["defense"]}
+    cells = [make_cell("y"), in_front_of(make_cell("x"), base=base), in_front_of(make_cell("z"), bases=[base, base])]
+    found = {row.defense: row for row in one(cells, about=lambda identifier: declared.get(identifier, About())).rows}
+    assert (found["y"].fidelity, found["y"].extra_data, found["y"].notes) == ("", "", ())
+    for name in "xz":
+        assert (found[name].fidelity, found[name].extra_data) == ("reconstruction", "tiny images; noise")
+        assert [note.split(":")[0] for note in found[name].notes[1:]] == ["a reconstruction", "trained with extra data"]
+    assert found["x"].reference == "arXiv:1706.06083"
+
+
+def named(protocol, version):
+    return ["rbl/pgd", "rbl/fgsm"] if (protocol, version) == ("quick", 1) else []
+
+
+def test_naive_attacks_are_those_that_the_protocol_names(make_cell, one):
+    cells = [make_cell("x", "pgd", range(4)), make_cell("x", "fgsm", [9]), make_cell("x", "square", range(4, 20))]
+    assert one(cells, naive=named).rows[0].naive.value == 35 / N
+    assert one(cells).rows[0].naive is None
+    cells = [replace(cell, spec=cell.spec | {"protocol": cell.spec["protocol"] | {"version": 2}}) for cell in cells]
+    assert one(cells, naive=named).rows[0].naive is None
+
+
+@pytest.mark.parametrize(("beaten", "shown"), [(5, False), (6, True)])
+def test_a_naive_number_stands_beside_the_worst_case_where_a_paired_test_separates_them(make_cell, one, beaten, shown):
+    """Two-sided exact McNemar with all discordant pairs on one side: 2 / 2**5 > 0.05 >= 2 / 2**6."""
+    (row,) = one([make_cell("x", "pgd", [0]), make_cell("x", "square", range(1, 1 + beaten))], naive=named).rows
+    assert (row.naive is not None) is shown
+    assert row.worst.value == 1 - (1 + beaten) / N
+
+
+def test_of_a_wrapper_those_attacks_are_naive_that_were_made_on_what_it_wraps(make_cell, one):
+    inner, other = make_cell("inner").spec["defense"], make_cell("other").spec["defense"]
+    base = make_cell("base").spec["defense"] | {"base": inner}
+    cells = [
+        make_cell("x", "pgd", range(20)),
+        made_on(make_cell("x", "t-base", [1]), base),
+        made_on(make_cell("x", "t-inner", [2]), inner),
+        made_on(make_cell("x", "t-both", [3]), base, inner),
+        made_on(make_cell("x", "t-other", [4]), other),
+        made_on(make_cell("x", "t-mixed", [5]), base, other),
+    ]
+    (row,) = one([in_front_of(cell, base=base) for cell in cells], naive=named).rows
+    assert (row.naive.value, row.worst.value) == (37 / N, 20 / N)
+    (row,) = one([in_front_of(cells[0], base=base)], naive=named).rows
+    assert row.naive is None
+
+
+def test_nothing_is_naive_where_there_is_no_worst_case(make_cell, one):
+    cells = [make_cell("x", "pgd"), make_cell("x", "a", range(20)), make_cell("x", "b", status="error")]
+    assert one(cells, naive=named).rows[0].naive is None
 
 
 def test_metrics_are_the_ones_that_are_asked_for(make_cell, one):

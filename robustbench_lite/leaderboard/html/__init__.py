@@ -71,6 +71,7 @@ def _environment() -> Environment:
         "member_grids": lambda table: layout.member_grids(table, text.plain),
         "measure_grids": _measure_grids,
         "ties": lambda table: Counter(row.rank for row in table.ranked),
+        "has_naive": lambda table: any(row.naive for row in table.ranked),
         "strongest": strongest,
         "findings": findings,
         "reasons": reasons,
