@@ -48,8 +48,8 @@ def jobs(registry: Registry, selectors: list[str], folder: Path) -> dict[str, Jo
         spec = found.entry.spec
         needed = [getattr(found.instance, name, None) for name in ("teacher", "base")]
         needs = {label for other in needed if isinstance(other, str) for label in add(other)}
-        if not isinstance(spec, DefenseSpec) or spec.kind not in TRAINABLE:
-            return needs
+        if not isinstance(spec, DefenseSpec) or spec.kind not in TRAINABLE or getattr(found.instance, "extra", None) == "":
+            return needs  # nothing to train, or nothing to train on: no second data set is named
         path = folder / f"{weights_name(found.entry, found.instance)}.safetensors"
         made[found.label] = Job(found, path, needs)
         return {found.label}
@@ -81,7 +81,7 @@ def reason(registry: Registry, job: Job, info: DatasetInfo, fingerprint: str) ->
         if changed:
             return f"{', '.join(changed)} changed"
     try:
-        parts = find_ingredients(registry, job.found, info).to_json()
+        parts = find_ingredients(registry, job.found, info, Path("data")).to_json()
     except RblError as error:
         return error.message
     for name, part in parts.items():
