@@ -301,7 +301,7 @@ def test_from_the_command_line(plugin: Path, tmp_path: Path) -> None:
         "inline",
     )
     said = rbl(plugin, "run", *given, "--metric", "weights,margins,inside")
-    assert "blobs, quick@1: metrics of models" in said.out
+    assert "blobs, quick@2: metrics of models" in said.out
     assert "margins (%)" in said.out
     (alone,) = rbl(plugin, "report", *place[:2], "--json").json
     jsonschema.validate(alone, schema())

@@ -293,7 +293,7 @@ def test_every_format_of_report() -> None:
     assert markdown.startswith("# blobs, linf:0.08\n")
     assert invoke("leaderboard").out == markdown.replace(" report`", " leaderboard`")
     assert invoke("report", "--format", "csv").out.startswith("rank,defense,id,")
-    assert "blobs, linf:0.08: quick@1" in invoke("report", "--format", "terminal").out
+    assert "blobs, linf:0.08: quick@2" in invoke("report", "--format", "terminal").out
     assert len(invoke("report", "--json").json) == 1
 
 
