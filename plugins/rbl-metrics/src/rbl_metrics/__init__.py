@@ -302,7 +302,6 @@ def _of_models() -> Iterator[MetricSpec]:
         factory="rbl_metrics.lipschitz:LocalLipschitz",
         scope="model",
         direction="lower",
-        unit="per unit of the norm",
         summary="Largest gradient of the margin found near an image: a lower bound of its slope",
         per_example=True,
         norms=("linf", "l2"),
@@ -317,7 +316,7 @@ def _of_models() -> Iterator[MetricSpec]:
         summary="Extreme-value estimate of the smallest perturbation; not a bound",
         reference="arXiv:1801.10578",
         per_example=True,
-        needs=("gradient",),
+        needs=("gradient", "deterministic"),
     )
     yield MetricSpec(
         name="pass-spread",

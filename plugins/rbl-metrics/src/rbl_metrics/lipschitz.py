@@ -56,7 +56,7 @@ class Clever:
     (Goodfellow, arXiv:1804.07870). The paper has 500 batches of 1024. norm: of the distance.
     """
 
-    examples: Annotated[int, Field(ge=1)] = 32
+    examples: Annotated[int, Field(ge=1)] = 16
     batches: Annotated[int, Field(ge=2)] = 50
     samples: Annotated[int, Field(ge=1)] = 128
     radius: Annotated[float, Field(gt=0)] = 5.0
