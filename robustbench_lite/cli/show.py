@@ -1,14 +1,16 @@
-"""``rbl show``: everything about one plugin object."""
+"""``rbl show``: everything about one plugin object, or one stored result."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lite.cli.app import App, json_option, print_json, print_table
+from robustbench_lite.cli.app import App, json_option, open_store, print_json, print_table, store_option
 from robustbench_lite.cli.model_card import find_cards, show_card
+from robustbench_lite.cli.show_result import find_cell, may_be_a_result, print_account
 from robustbench_lite.errors import RblError, UnknownName, UsageError, did_you_mean
 from robustbench_lite.specs import TRAINABLE, DefenseSpec
 
@@ -22,15 +24,23 @@ PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
 @click.command("show")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(PLUGIN_KINDS), help="Where one name stands for objects of several kinds.")
-@click.option("--dataset", help="Of a defense, the weights for this data set [all that there are].")
+@click.option("--dataset", help="Of a defense, the weights for this data set; of results, those on it [all that there are].")
+@click.option("--threat", help="Of results, the threat model.")
+@store_option
 @json_option
 @click.pass_obj
-def command(app: App, name: str, kind: str | None, dataset: str | None, as_json: bool) -> None:
+def command(
+    app: App, name: str, kind: str | None, dataset: str | None, threat: str | None, store: Path | None, as_json: bool
+) -> None:
     """Show summary, paper, traits and parameters (type, default, meaning) of NAME; of a trained defense also its model card.
 
-    A defense may have parameters: 'pgd-at[eps=0.1]' shows the weights that were trained with them.
+    A defense may have parameters: 'pgd-at[eps=0.1]' shows the weights that were trained with them. NAME may also be that of a
+    stored result, 'pgd-at under apgd-ce', or the first digits of its key.
     """
     registry = app.registry()
+    if kind is None and may_be_a_result(name) and not _is_registered(registry, name):
+        _show_result(store, name, dataset, threat, as_json)
+        return
     selector, name = name, name.partition("[")[0]
     if kind in (None, "protocol") and (protocol := _protocol(registry, name, kind)):
         _show_protocol(protocol, as_json)
@@ -70,6 +80,23 @@ def _has_weights(entry: Entry, selector: str, dataset: str | None) -> bool:
     if selector not in (entry.id, entry.spec.name):
         raise UsageError(f"parameters select a defense's weights, and {entry.id} has none", hint=f"rbl show {entry.id}")
     return False
+
+
+def _is_registered(registry: Registry, name: str) -> bool:
+    return any(name in (entry.id, entry.spec.name) for kind in PLUGIN_KINDS for entry in registry.entries(kind))
+
+
+def _show_result(store: Path | None, name: str, dataset: str | None, threat: str | None, as_json: bool) -> None:
+    from robustbench_lite.leaderboard.account import account
+    from robustbench_lite.threat import Threat
+
+    limit = None if threat is None else Threat.parse(threat)
+    cell = find_cell(open_store(store), name, dataset, limit)
+    found = account(cell.load_what_is_whole(), limit)
+    if as_json:
+        print_json(found)
+    else:
+        print_account(found)
 
 
 def _protocol(registry: Registry, name: str, kind: str | None) -> Protocol | None:

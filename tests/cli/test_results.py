@@ -1,0 +1,84 @@
+"""compare, and show of a stored result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustbench_lite.store import Store
+from tests.support import invoke
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two defenses under three attacks, one of which raises, and a second radius."""
+    path = tmp_path_factory.mktemp("results") / "store"
+    request = ("run", "--dataset", "toy/blobs", "--n", 64, "--defense", "toy/mean,toy/mean[scale=2]", "--executor", "inline")
+    invoke(*request, "--attack", "toy/shift,toy/minimal,toy/raises", "--threat", "linf:0.08", "--store", path, code=1)
+    invoke(*request, "--attack", "toy/shift", "--threat", "linf:0.01", "--store", path)
+    return path
+
+
+def test_compare_defenses(store: Path) -> None:
+    shown = invoke("compare", "mean", "mean[scale=2]", "--store", store, "--threat", "linf:0.08").out
+    for said in (
+        "mean and mean[scale=2] under 2 attacks (blobs, linf:0.08, quick@1, seed 0, n = 64)",
+        "difference",
+        "McNemar p =",
+    ):
+        assert said in shown
+    found = invoke("compare", "mean", "mean[scale=2]", "--store", store, "--json").json
+    assert [each["threat"] for each in found] == ["linf:0.01", "linf:0.08"]
+    assert found[0]["against"] == ["minimal", "shift"]
+    assert found[0]["a"]["label"] == "mean"
+
+
+def test_compare_attacks(store: Path) -> None:
+    shown = invoke("compare", "shift", "minimal", "--store", store, "--threat", "linf:0.08").out
+    assert "shift and minimal on mean (" in shown
+    assert "shift and minimal on mean[scale=2] (" in shown
+    assert invoke("compare", "shift", "minimal", "--store", store, "--json").json[0]["kind"] == "attack"
+
+
+def test_what_cannot_be_compared(store: Path, tmp_path: Path) -> None:
+    assert "did you mean 'mean'" in invoke("compare", "mean", "meann", "--store", store, code=2).err
+    assert "a defense and an attack" in invoke("compare", "mean", "shift", "--store", store, code=2).err
+    refused = invoke("compare", "shift", "raises", "--store", store, code=2).err
+    assert "met the same defense" in refused
+    assert "rbl run --attack 'shift,raises'" in refused
+    assert "no results in" in invoke("compare", "a", "b", "--store", tmp_path, code=2).err
+
+
+def test_show_a_result_by_name_and_by_key(store: Path) -> None:
+    shown = invoke("show", "mean under shift", "--threat", "linf:0.08", "--store", store).out
+    (cell,) = [
+        c
+        for c in Store.open(store, read_only=True).cells()
+        if (c.spec["defense"]["label"], c.spec["attack"]["label"], c.spec["threat"]) == ("mean", "shift", "linf:0.08")
+    ]
+    for said in ("mean under shift", cell.key, "blobs", "64 of 64", "clean accuracy", "Per class", "forwards"):
+        assert said in shown
+    assert invoke("show", cell.key[:10], "--store", store).out == shown
+    found = invoke("show", cell.key[:10], "--store", store, "--json").json
+    assert found["numbers"]["clean_accuracy"]["value"] == 1.0
+    assert found["asked"]["threat"] == "linf:0.08"
+    ambiguous = invoke("show", "mean under shift", "--store", store, code=2).err
+    assert "2 results are called 'mean under shift'" in ambiguous
+    assert f"rbl show {cell.key[:12]}    blobs, linf:0.08, quick@1, n = 64, seed 0" in ambiguous
+
+
+def test_show_a_minimal_norm_result_and_a_failed_one(store: Path) -> None:
+    anywhere = invoke("show", "mean under minimal", "--store", store).out
+    assert "At any size; rbl show ... --threat linf:EPS" in anywhere
+    within = invoke("show", "mean under minimal", "--threat", "linf:0.01", "--store", store).out
+    assert "At any size" not in within
+    failed = invoke("show", "mean under raises", "--store", store).out
+    assert "error: ValueError: half way through" in failed
+    assert "Per class" not in failed
+
+
+def test_show_what_is_not_there(store: Path) -> None:
+    assert "did you mean 'mean under shift'" in invoke("show", "mean under shif", "--store", store, code=2).err
+    assert "has a key that starts with 'abcdef0123'" in invoke("show", "abcdef0123", "--store", store, code=2).err
+    assert "nothing is registered under the name 'nothing'" in invoke("show", "nothing", "--store", store, code=2).err
