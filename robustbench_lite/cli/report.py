@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     "--hide-outdated", is_flag=True, help="Leave out results of other plugin versions, parameters or weights than are used now."
 )
 @json_option
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of --json and of the .json files, and stop.")
 @click.pass_obj
 def command(
     app: App,
@@ -56,11 +57,17 @@ def command(
     form: str,
     hide_outdated: bool,
     as_json: bool,
+    schema: bool,
 ) -> int:
     """Render leaderboards: one per data set, threat model and protocol version.
 
     Beside each stand what `rbl run --metric` measured on its models, and the metrics that --metric asks for.
     """
+    if schema:
+        from robustbench_lite.leaderboard import json_table
+
+        print_json(json_table.schema())
+        return 0
     wanted = [Threat.parse(text) for text in threats]
     opened = open_store(store)
     cells = list(opened.cells())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from robustbench_lite.protocol import builtin_protocols
 from robustbench_lite.store import Store
 from tests.support import invoke
+
+QUICK = f"quick@{builtin_protocols()['quick'].version}"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compare_defenses(store: Path) -> None:
     shown = invoke("compare", "mean", "mean[scale=2]", "--store", store, "--threat", "linf:0.08").out
     for said in (
-        "mean and mean[scale=2] under 2 attacks (blobs, linf:0.08, quick@1, seed 0, n = 64)",
+        f"mean and mean[scale=2] under 2 attacks (blobs, linf:0.08, {QUICK}, seed 0, n = 64)",
         "difference",
         "McNemar p =",
     ):
@@ -65,7 +69,7 @@ def test_show_a_result_by_name_and_by_key(store: Path) -> None:
     assert found["asked"]["threat"] == "linf:0.08"
     ambiguous = invoke("show", "mean under shift", "--store", store, code=2).err
     assert "2 results are called 'mean under shift'" in ambiguous
-    assert f"rbl show {cell.key[:12]}    blobs, linf:0.08, quick@1, n = 64, seed 0" in ambiguous
+    assert f"rbl show {cell.key[:12]}    blobs, linf:0.08, {QUICK}, n = 64, seed 0" in ambiguous
 
 
 def test_show_a_minimal_norm_result_and_a_failed_one(store: Path) -> None:
@@ -82,3 +86,12 @@ def test_show_what_is_not_there(store: Path) -> None:
     assert "did you mean 'mean under shift'" in invoke("show", "mean under shif", "--store", store, code=2).err
     assert "has a key that starts with 'abcdef0123'" in invoke("show", "abcdef0123", "--store", store, code=2).err
     assert "nothing is registered under the name 'nothing'" in invoke("show", "nothing", "--store", store, code=2).err
+
+
+def test_the_schema_is_printed_and_what_is_printed_keeps_it(store: Path, tmp_path: Path) -> None:
+    schema = invoke("report", "--schema").json
+    found = invoke("report", "--json", "--store", store).json
+    for table in found:
+        jsonschema.Draft202012Validator(schema).validate(table)
+    assert {row["rank"] for row in found[0]["rows"]} == {1}
+    assert {row["rank"] for row in found[1]["rows"]} == {None}
