@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from probes import Batch, descended
 from torch import nn
 
 from rbl_datasets.digits import Digits
+from rbl_defenses.architectures import small_cnn
 from rbl_defenses.pgd_at import PGDTraining
 from rbl_defenses.standard import Standard
-from robustbench_lite import DatasetBundle
+from robustbench_lite import DatasetBundle, DatasetInfo, TrainedDefense
 from robustbench_lite.data import fetch
+from robustbench_lite.training import Context, Run
 
 torch.set_num_threads(1)  # the suite runs on all cores already
 
@@ -72,3 +76,21 @@ def fitted(batch: Batch) -> nn.Module:
 def teacher(batch: Batch) -> nn.Module:
     """One that answers to this batch robustly."""
     return descended(PGDTraining(), batch)
+
+
+@pytest.fixture
+def context_of(digits: DatasetBundle) -> Callable[..., Context]:
+    """Contexts after the ramp, with what a defense trains along, and with training images to ask for."""
+
+    def make(defense: TrainedDefense, model: nn.Module, *, info: DatasetInfo = digits.info, **given: Any) -> Context:
+        run = Run(given.pop("teacher", None), defense.auxiliary(model, info), lambda n: fetch(digits.train, range(n)))
+        return Context(**{"epoch": 1e9, "recipe": defense.recipe(info), "info": info, "run": run} | given)
+
+    return make
+
+
+@pytest.fixture
+def small(digits: DatasetBundle) -> nn.Module:
+    """An untrained small network for digits."""
+    torch.manual_seed(0)
+    return small_cnn(digits.info, width=3)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from rbl_defenses.specs_baselines import BASELINES
 from rbl_defenses.specs_detectors import DETECTORS
+from rbl_defenses.specs_noise import NOISE
+from rbl_defenses.specs_regularised import REGULARISED
 from rbl_defenses.specs_transforms import TRANSFORMS
 from robustbench_lite import DefenseSpec, hookimpl
 
@@ -48,5 +50,7 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
         reference="arXiv:2004.05884",
     )
     yield from BASELINES
+    yield from REGULARISED
+    yield from NOISE
     yield from TRANSFORMS
     yield from DETECTORS
