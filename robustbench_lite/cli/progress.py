@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from robustbench_lite.planner import Plan
 
 
+def bar(console: Console, unit: str) -> RichProgress:
+    """A bar that says how many units are done and how long the rest takes, and goes away; on a terminal alone."""
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 class Progress:
     """Shows the events of an executor. One unit of the bar is one shard; a line is printed for each finished cell."""
 
@@ -25,18 +41,7 @@ class Progress:
         self._total = sum(self._left.values())
         self._cells, self._finished = len(self._left), 0
         self._console = Console(stderr=True)
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("shards"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = bar(self._console, "shards")
         self._task = self._bar.add_task("running", total=self._total)
 
     def __enter__(self) -> Progress:

@@ -7,9 +7,9 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robustbench_lite.cli.app import warn
+from robustbench_lite.cli.progress import bar
 
 # How many lines a training run prints where there is no terminal.
 LINES = 10
@@ -20,18 +20,7 @@ class TrainingProgress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = bar(self._console, "epochs")
         self._task = self._bar.add_task("training", total=None)
         self._began, self._first = time.monotonic(), 0
 

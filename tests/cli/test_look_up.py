@@ -132,7 +132,7 @@ def test_show_a_protocol_of_the_core() -> None:
     assert "cifar10" in shown
     assert "linf:8/255" in shown
     found = invoke("show", "quick", "--json", plugin=None).json
-    assert found["version"] == 1
+    assert found["version"] == 2
 
 
 def test_what_a_plugin_prints_does_not_corrupt_json(tmp_path: Path) -> None:

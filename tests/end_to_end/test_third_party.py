@@ -105,7 +105,14 @@ def test_its_own_tests_pass_where_it_is_installed(python: Path, wheel: Path) -> 
 
 
 def test_it_is_run_and_ranked_with_the_others(rbl: Any, tmp_path: Path) -> None:
-    asked = ("--defense", "standard,feature-squeezing", "--attack", "fgsm,corner-walk[queries=100]", "--dataset", "digits")
+    asked = (
+        "--defense",
+        "standard,example/feature-squeezing",
+        "--attack",
+        "fgsm,corner-walk[queries=100]",
+        "--dataset",
+        "digits",
+    )
     rbl("run", *asked, "--n", 64, "--executor", "inline", "--out", tmp_path / "out")
     written = "\n".join(path.read_text() for path in (tmp_path / "out").rglob("*.md"))
     shown = rbl("report")

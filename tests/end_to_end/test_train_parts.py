@@ -13,7 +13,7 @@ import pytest
 from tests.forked import Forge
 from tests.support import Said, invoke
 
-LAB = Path(__file__).parents[1] / "plugins" / "lab.py"
+LAB = Path(__file__).parents[1] / "plugins" / "workshop.py"
 KILLED = -9
 
 
@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 # --------------------------------------------------------------------------------------------------- kills and checkpoints
 
 
-TOY = ("--plugin", LAB, "train", "lab/linear[epochs=60]", "--dataset", "lab/stripes")
+TOY = ("--plugin", LAB, "train", "workshop/linear[epochs=60]", "--dataset", "workshop/stripes")
 REAL = ("train", "pgd-at", "--set", "width=4", "--set", "epochs=10", "--set", "ema=0.9")
 
 
@@ -56,7 +56,7 @@ def test_a_killed_run_that_is_resumed_gives_the_weights_of_one_that_was_not(
 
 
 def test_killed_in_the_middle_of_an_epoch(forged: Forge, tmp_path: Path) -> None:
-    train = ("--plugin", LAB, "train", "lab/linear[epochs=4,kill=3]", "--dataset", "lab/stripes", "--threads", 1)
+    train = ("--plugin", LAB, "train", "workshop/linear[epochs=4,kill=3]", "--dataset", "workshop/stripes", "--threads", 1)
     train = (*train, "--out", "w.safetensors")
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "killed").touch()
@@ -85,9 +85,9 @@ def test_restart_starts_over(forged: Forge, tmp_path: Path) -> None:
         "--plugin",
         LAB,
         "train",
-        "lab/linear[kill=2]",
+        "workshop/linear[kill=2]",
         "--dataset",
-        "lab/stripes",
+        "workshop/stripes",
         "--threads",
         1,
         "--out",
@@ -116,50 +116,50 @@ def lab(*arguments: object, code: int = 0) -> Said:
 
 
 def train(defense: str, *options: object, code: int = 0) -> dict:
-    said = lab("train", defense, "--dataset", "lab/stripes", "--threads", 1, "--json", *options, code=code)
+    said = lab("train", defense, "--dataset", "workshop/stripes", "--threads", 1, "--json", *options, code=code)
     return said.json if code == 0 else {"said": said.err}
 
 
 def refused(defense: str) -> str:
     """What is said instead of attacking a defense."""
-    asked = ("--dataset", "lab/stripes", "--threat", "linf:0.05", "--attack", "rbl/pgd")
+    asked = ("--dataset", "workshop/stripes", "--threat", "linf:0.05", "--attack", "rbl/pgd")
     return lab("run", "--defense", defense, *asked, code=2).err
 
 
 def rows(*defenses: str) -> dict[str, dict]:
-    asked = ("--dataset", "lab/stripes", "--threat", "linf:0.05", "--attack", "rbl/pgd", "--n", 100, "--json")
+    asked = ("--dataset", "workshop/stripes", "--threat", "linf:0.05", "--attack", "rbl/pgd", "--n", 100, "--json")
     (table,) = lab("run", "--defense", ",".join(defenses), *asked).json["tables"]
     return {row["defense"]["label"]: row for row in table["rows"]}
 
 
 def test_a_student_needs_its_teachers_weights_and_names_them(home: Path) -> None:
-    missing = train("lab/student", code=2)["said"]
+    missing = train("workshop/student", code=2)["said"]
     assert "linear has no weights for stripes" in missing
-    assert "rbl train linear --dataset lab/stripes" in missing
-    teacher = train("lab/linear")
-    card = train("lab/student")["card"]
-    assert (card["teacher"]["id"], card["teacher"]["weights"]) == ("lab/linear", [teacher["sha256"]])
+    assert "rbl train linear --dataset workshop/stripes" in missing
+    teacher = train("workshop/linear")
+    card = train("workshop/student")["card"]
+    assert (card["teacher"]["id"], card["teacher"]["weights"]) == ("workshop/linear", [teacher["sha256"]])
     assert "teacher" not in teacher["card"]
-    assert rows("lab/student")["student"]["clean_accuracy"]["value"] > 0.9
+    assert rows("workshop/student")["student"]["clean_accuracy"]["value"] > 0.9
     # The deployed student has no need of its teacher.
-    for path in home.glob("weights/stripes/lab--linear.*"):
+    for path in home.glob("weights/stripes/workshop--linear.*"):
         path.unlink()
-    assert "student" in rows("lab/student")
+    assert "student" in rows("workshop/student")
 
 
 def test_more_data_come_from_the_data_set_that_is_named_and_are_told_with_every_result(home: Path) -> None:
-    card = train("lab/more")["card"]
+    card = train("workshop/more")["card"]
     assert card["extra"]["label"] == "stripes[n=60]"
     assert card["extra"]["fingerprint"] == "stripes-60"
     assert {epoch["added"] for epoch in card["history"]} == {0.25}
-    outer = train("lab/outer[method=lab/more]")["card"]
+    outer = train("workshop/outer[method=workshop/more]")["card"]
     assert outer["held_out"] == card["held_out"]
-    train("lab/linear")
-    rows("lab/more", "lab/outer[method=lab/more]", "lab/linear")
+    train("workshop/linear")
+    rows("workshop/more", "workshop/outer[method=workshop/more]", "workshop/linear")
     specs = [json.loads(path.read_text())["defense"] for path in home.parent.glob("store/cells/*/*/spec.json")]
     assert {spec["label"]: spec.get("extra_data") for spec in specs} == {
         "more": "stripes from elsewhere",
-        "outer[method=lab/more]": "stripes from elsewhere",
+        "outer[method=workshop/more]": "stripes from elsewhere",
         "linear": None,
     }
 
@@ -168,53 +168,53 @@ def test_more_data_come_from_the_data_set_that_is_named_and_are_told_with_every_
     ("extra", "said"),
     [
         ("rbl/digits", "digits has images of 1x8x8 in 10 classes, stripes of 1x4x4 in 2 classes"),
-        ("lab/strips", "did you mean 'lab/stripes'"),
+        ("workshop/strips", "did you mean 'workshop/stripes'"),
     ],
 )
 def test_data_that_do_not_fit_are_refused_before_any_work(extra: str, said: str, home: Path) -> None:
-    assert said in train(f"lab/more[extra={extra}]", code=2)["said"]
+    assert said in train(f"workshop/more[extra={extra}]", code=2)["said"]
 
 
 def test_a_method_around_another_is_trained_and_deployed_as_that_is(home: Path) -> None:
-    plain = train("lab/linear[epochs=2]")
-    outer = train("lab/outer[method=lab/linear[epochs=2]]")
+    plain = train("workshop/linear[epochs=2]")
+    outer = train("workshop/outer[method=workshop/linear[epochs=2]]")
     assert outer["card"]["method"]["label"] == "linear[epochs=2]"
     assert outer["card"]["held_out"] == plain["card"]["held_out"]
-    noisy = train("lab/outer[method=lab/noisy]")
-    assert noisy["card"]["method"]["id"] == "lab/noisy"
-    found = rows("lab/outer[method=lab/linear[epochs=2]]", "lab/outer[method=lab/noisy]")
+    noisy = train("workshop/outer[method=workshop/noisy]")
+    assert noisy["card"]["method"]["id"] == "workshop/noisy"
+    found = rows("workshop/outer[method=workshop/linear[epochs=2]]", "workshop/outer[method=workshop/noisy]")
     assert all(row["clean_accuracy"]["value"] > 0.9 for row in found.values())
     cells = [json.loads(path.read_text()) for path in home.parent.glob("store/cells/*/*/spec.json")]
     stochastic = {cell["defense"]["method"]["id"]: cell["defense"]["stochastic"] for cell in cells}
-    assert stochastic == {"lab/linear": False, "lab/noisy": True}
+    assert stochastic == {"workshop/linear": False, "workshop/noisy": True}
 
 
 @pytest.mark.parametrize(
     ("defense", "code", "said"),
     [
-        ("lab/outer[method=jpeg]", 2, "jpeg is not trained, so outer cannot be around it"),
-        ("lab/outer[method=lab/outer]", 1, "is around another method and names 'lab/outer'"),
-        ("lab/outer[method=lab/lineer]", 2, "did you mean 'lab/linear'"),
-        ("lab/outer[method=lab/linear[epoch=2]]", 2, "did you mean 'epochs'"),
+        ("workshop/outer[method=jpeg]", 2, "jpeg is not trained, so outer cannot be around it"),
+        ("workshop/outer[method=workshop/outer]", 1, "is around another method and names 'workshop/outer'"),
+        ("workshop/outer[method=workshop/lineer]", 2, "did you mean 'workshop/linear'"),
+        ("workshop/outer[method=workshop/linear[epoch=2]]", 2, "did you mean 'epochs'"),
     ],
 )
 def test_what_a_method_cannot_be_around_is_said(defense: str, code: int, said: str, home: Path) -> None:
-    assert said in lab("train", defense, "--dataset", "lab/stripes", code=code).err
+    assert said in lab("train", defense, "--dataset", "workshop/stripes", code=code).err
 
 
 def test_weights_around_another_version_of_a_method_are_refused(home: Path) -> None:
-    made = train("lab/outer")
-    assert "outer" in rows("lab/outer")
+    made = train("workshop/outer")
+    assert "outer" in rows("workshop/outer")
     _edit(Path(made["path"]), method={**made["card"]["method"], "version": 7})
-    assert "trained with a method that has changed since: version 7 then, 1 now" in refused("lab/outer")
+    assert "trained with a method that has changed since: version 7 then, 1 now" in refused("workshop/outer")
 
 
 def test_a_detector_is_fitted_to_its_base_and_to_no_other(home: Path) -> None:
-    missing = train("lab/detector", code=2)["said"]
-    assert "rbl train linear --dataset lab/stripes" in missing
-    base = train("lab/linear")
-    assert "no weights: rbl train detector --dataset" in refused("lab/detector")
-    made = train("lab/detector")
+    missing = train("workshop/detector", code=2)["said"]
+    assert "rbl train linear --dataset workshop/stripes" in missing
+    base = train("workshop/linear")
+    assert "no weights: rbl train detector --dataset" in refused("workshop/detector")
+    made = train("workshop/detector")
     card = made["card"]
     assert card["base"]["weights"] == [base["sha256"]]
     assert card["recipe"] is None
@@ -223,16 +223,16 @@ def test_a_detector_is_fitted_to_its_base_and_to_no_other(home: Path) -> None:
 
     with safe_open(made["path"], "np") as file:
         assert sorted(file.keys()) == ["mean", "threshold"]
-    assert rows("lab/detector")["detector"]["clean_accuracy"]["value"] > 0.8
-    train("lab/linear", "--seed", 5)
-    said = refused("lab/detector")
+    assert rows("workshop/detector")["detector"]["clean_accuracy"]["value"] > 0.8
+    train("workshop/linear", "--seed", 5)
+    said = refused("workshop/detector")
     assert "trained with a base that has changed since" in said
     assert "rbl train detector --dataset" in said
 
 
 def test_a_fitted_defense_must_be_declared_so(home: Path) -> None:
-    train("lab/linear")
-    assert "declare kind='fitted'" in train("lab/misdeclared", code=1)["said"]
+    train("workshop/linear")
+    assert "declare kind='fitted'" in train("workshop/misdeclared", code=1)["said"]
 
 
 def _edit(path: Path, **changed: object) -> None:

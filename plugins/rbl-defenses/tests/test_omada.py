@@ -102,7 +102,7 @@ def test_without_its_weight_it_is_standard_training_and_with_it_adds_soft_labels
     space: LatentSpace, small: nn.Module, batch: Batch, context_of: Callable[..., Context]
 ) -> None:
     x, y = batch
-    images, labels = (x + 0.1).clamp(0, 1), torch.rand(64, 10).softmax(1)
+    images, labels = (x + 0.1).clamp(0, 1), torch.rand(len(x), 10).softmax(1)
 
     def loss(defense: OMADA | Standard) -> Tensor:
         context = context_of(defense, small)

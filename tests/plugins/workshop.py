@@ -1,6 +1,6 @@
 """A one-file plugin of trained defenses: a teacher's student, more data, a method around methods, a detector fitted to a base.
 
-Loaded as ``--plugin tests/plugins/lab.py``; everything is found under ``lab/...``.
+Loaded as ``--plugin tests/plugins/workshop.py``; everything is found under ``workshop/...``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from robustbench_lite.training import Around, Recipe
 
 @hookimpl
 def rbl_datasets():
-    yield DatasetSpec(name="stripes", factory="lab:Stripes")
+    yield DatasetSpec(name="stripes", factory="workshop:Stripes")
 
 
 @hookimpl
 def rbl_defenses():
-    yield DefenseSpec(name="linear", factory="lab:LinearModel", kind="trained")
-    yield DefenseSpec(name="noisy", factory="lab:Noisy", kind="trained", stochastic=True)
-    yield DefenseSpec(name="student", factory="lab:Student", kind="trained")
-    yield DefenseSpec(name="more", factory="lab:More", kind="trained", extra_data="stripes from elsewhere")
-    yield DefenseSpec(name="outer", factory="lab:Outer", kind="trained")
-    yield DefenseSpec(name="detector", factory="lab:Detector", kind="fitted", rejects=True)
-    yield DefenseSpec(name="misdeclared", factory="lab:Detector", kind="trained")
+    yield DefenseSpec(name="linear", factory="workshop:LinearModel", kind="trained")
+    yield DefenseSpec(name="noisy", factory="workshop:Noisy", kind="trained", stochastic=True)
+    yield DefenseSpec(name="student", factory="workshop:Student", kind="trained")
+    yield DefenseSpec(name="more", factory="workshop:More", kind="trained", extra_data="stripes from elsewhere")
+    yield DefenseSpec(name="outer", factory="workshop:Outer", kind="trained")
+    yield DefenseSpec(name="detector", factory="workshop:Detector", kind="fitted", rejects=True)
+    yield DefenseSpec(name="misdeclared", factory="workshop:Detector", kind="trained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Noisy(LinearModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Student(LinearModel):
-    teacher: str = "lab/linear"
+    teacher: str = "workshop/linear"
 
     def loss(self, model, x, y, context):
         return F.cross_entropy(model(x), context.teacher(x).argmax(1))
@@ -107,7 +107,7 @@ class Student(LinearModel):
 
 @dataclass(frozen=True, kw_only=True)
 class More(LinearModel):
-    extra: str = "lab/stripes[n=60]"
+    extra: str = "workshop/stripes[n=60]"
 
     def recipe(self, info: DatasetInfo) -> Recipe:
         return replace(super().recipe(info), extra_share=0.25)
@@ -119,7 +119,7 @@ class More(LinearModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Outer(Around):
-    method: str = "lab/linear"
+    method: str = "workshop/linear"
 
 
 class Guard(nn.Module):
@@ -139,7 +139,7 @@ class Guard(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(FittedDefense):
-    base: str = "lab/linear"
+    base: str = "workshop/linear"
     false_positives: float = 0.05
 
     def architecture(self, info: DatasetInfo, base: nn.Module) -> nn.Module:
