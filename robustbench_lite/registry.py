@@ -2,14 +2,11 @@
 
 Loading is isolated: importing a plugin, registering each of its hooks, calling each hook and checking each spec is guarded on
 its own, whatever is raised (``SystemExit`` too; only ``KeyboardInterrupt`` passes). What breaks becomes a ``Problem`` that
-names distribution, version, object, cause and fix, and everything else is used. What a plugin prints to ``sys.stdout``
-meanwhile goes to stderr, so that ``--json`` output stays whole; output that bypasses ``sys.stdout`` (C code, child
-processes), ``os._exit``, a segmentation fault and an endless loop cannot be caught from inside a process.
+names distribution, version, object, cause and fix, and everything else is used. See ``isolation.py`` for its limits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import itertools
@@ -18,19 +15,19 @@ import os
 import re
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Literal, cast
+from typing import Any
 
 import pluggy
 
 from robustbench_lite import hookspecs
 from robustbench_lite.errors import AmbiguousName, PluginError, RblError, UnknownName, UsageError, did_you_mean
+from robustbench_lite.isolation import cause_of, fix_for, isolated
+from robustbench_lite.plugin_file import import_file
+from robustbench_lite.records import Entry, Plugin, Problem
 from robustbench_lite.specs import (
     API_VERSION,
     KINDS,
@@ -60,75 +57,6 @@ _HOOK_NAMES = tuple(name for name in vars(hookspecs) if name.startswith("rbl_"))
 _MOST_SPECS = 10_000  # per hook: a generator that never ends must not hang the command
 
 
-# ----------------------------------------------------------------------------------------------------------------- records
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a plugin. plugin: its namespace, or its file. object: the hook or id concerned, or ""."""
-
-    distribution: str
-    version: str
-    plugin: str
-    object: str
-    cause: str
-    fix: str
-    severity: Literal["error", "warning"] = "error"
-
-    def __str__(self) -> str:
-        who = " ".join(part for part in (self.distribution, self.version, f"[{self.plugin}]", self.object) if part)
-        return " ".join(f"{self.severity}: {who}: {self.cause}; fix: {self.fix}".split())
-
-    def to_json(self) -> dict[str, str]:
-        """The same as plain data."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One registered object. id: ``namespace/name``. module: the plugin that contributed it. version: of the distribution."""
-
-    id: str
-    namespace: str
-    spec: Spec
-    distribution: str
-    version: str
-    module: str
-
-    @property
-    def kind(self) -> str:
-        """``attack``, ``defense``, ``dataset``, ``metric`` or ``protocol``."""
-        return self.spec.kind_name
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything about it as plain data; the fields of the spec are under ``spec``."""
-        plain = {key: getattr(self, key) for key in ("id", "kind", "namespace", "distribution", "version", "module")}
-        return plain | {"spec": {f.name: _plain(getattr(self.spec, f.name)) for f in dataclasses.fields(self.spec)}}
-
-
-@dataclass(kw_only=True)
-class Plugin:
-    """One entry point or file. origin: the entry point's value, or the path; counts: accepted objects per kind."""
-
-    distribution: str
-    version: str
-    namespace: str
-    origin: str
-    counts: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    seconds: float = 0.0  # to import
-
-    def report(self, subject: str, cause: str, fix: str, severity: Literal["error", "warning"] = "error") -> Problem:
-        """Note a problem of this plugin."""
-        found = Problem(self.distribution, self.version, self.namespace, subject, cause, fix, severity)
-        self.problems.append(found)
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return dataclasses.asdict(self)
-
-
 class StrictPluginError(PluginError):
     """``RBL_STRICT_PLUGINS`` is set and plugins have errors. ``registry`` is what was loaded all the same."""
 
@@ -140,87 +68,6 @@ class StrictPluginError(PluginError):
             hint=f"mend or uninstall them, or unset {STRICT_VARIABLE}",
         )
         self.registry = registry
-
-
-# --------------------------------------------------------------------------------------------------------------- isolation
-
-
-class _ToStderr:
-    """Stands in for ``sys.stdout`` while plugin code runs, and remembers whether it was written to.
-
-    Text is passed on at once, so a logging handler that keeps this object still works afterwards.
-    """
-
-    def __init__(self) -> None:
-        self.used = False
-
-    def write(self, text: str) -> int:
-        self.used = self.used or bool(text.strip())
-        return sys.stderr.write(text)
-
-    def close(self) -> None:
-        """Leave stderr open."""
-
-    def __getattr__(self, name: str) -> Any:
-        self.used = self.used or name in ("buffer", "writelines", "fileno")  # the ways around write()
-        return getattr(sys.stderr, name)
-
-
-@dataclass
-class _Outcome:
-    error: BaseException | None = None
-    printed: bool = False
-
-
-@contextmanager
-def _isolated() -> Iterator[_Outcome]:
-    """Run plugin code: keeps whatever it raises, and its printing away from stdout."""
-    outcome = _Outcome()
-    stream = _ToStderr()
-    with redirect_stdout(cast(IO[str], stream)):
-        try:
-            yield outcome
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            outcome.error = error
-    outcome.printed = stream.used
-
-
-def _cause(error: BaseException) -> str:
-    """The exception in one line, with the place in the plugin where it arose."""
-    if isinstance(error, SystemExit):
-        text = f"it called sys.exit({'' if error.code is None else repr(error.code)})"
-    else:
-        try:
-            text = error.message if isinstance(error, RblError) else f"{type(error).__name__}: {error}".removesuffix(": ")
-        except Exception:  # an exception of the plugin's own, with a broken __str__
-            text = type(error).__name__
-    text = " ".join(text.split())[:400]
-    if isinstance(error, (SyntaxError, RblError)):
-        return text  # names its file and line, or whatever else there is to say
-    own = (__file__, importlib.__file__, contextmanager.__code__.co_filename)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in own and "<frozen" not in f.filename]
-    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
-
-
-def _fix(error: BaseException, plugin: Plugin, module: str) -> str:
-    """What to do about an exception of plugin code; module: the one that was being imported."""
-    if isinstance(error, RblError) and error.hint:
-        return error.hint
-    without = f"uninstall {plugin.distribution}" if plugin.version else f"run without {plugin.distribution}"
-    if isinstance(error, SystemExit):
-        return f"remove the exit from {module}, or {without}"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        if f"{module}.".startswith(f"{error.name}."):
-            return f"correct {plugin.origin!r} (there is no module {error.name!r}), or reinstall {plugin.distribution}"
-        return f"install {error.name!r}, which {plugin.distribution} needs, or {without}"
-    if isinstance(error, ImportError):
-        return f"install versions of {plugin.distribution} and of what it imports that go together, or {without}"
-    return f"correct {module}, or {without} and tell its authors"
-
-
-# ---------------------------------------------------------------------------------------------------------------- registry
 
 
 class Registry:
@@ -291,13 +138,13 @@ class Registry:
         plugin = Plugin(distribution=entry.distribution, version=entry.version, namespace=entry.namespace, origin=path)
         module: ModuleType | None = None
         value: Any = None
-        with _isolated() as outcome:
+        with isolated() as outcome:
             module = importlib.import_module(module_name)
             value = getattr(module, attribute)
         if outcome.error is None:
             return value, None
-        cause = f"factory {path!r} cannot be loaded: {_cause(outcome.error)}"
-        fix = _fix(outcome.error, plugin, module_name)
+        cause = f"factory {path!r} cannot be loaded: {cause_of(outcome.error)}"
+        fix = fix_for(outcome.error, plugin, module_name)
         if module is not None and isinstance(outcome.error, AttributeError):
             near = did_you_mean(attribute, (name for name in vars(module) if not name.startswith("_")))
             fix = f"correct the factory in {entry.module}{': ' + near if near else ''}"
@@ -312,10 +159,10 @@ class Registry:
         for entry in itertools.chain.from_iterable(self.entries(kind) for kind in KINDS):
             value, problem = self._resolve(entry)
             if problem is None:
-                with _isolated() as outcome:
+                with isolated() as outcome:
                     _check_factory(entry, value)
                 if (error := outcome.error) is not None:
-                    cause = error.message if isinstance(error, PluginError) else _cause(error)
+                    cause = error.message if isinstance(error, PluginError) else cause_of(error)
                     fix = (isinstance(error, RblError) and error.hint) or f"correct {entry.spec.factory}"
                     problem = Problem(entry.distribution, entry.version, entry.namespace, entry.id, cause, fix)
             if problem is not None:
@@ -329,11 +176,11 @@ class Registry:
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             plugin = self._observers[implementation.plugin_name]
             wanted = {name: arguments[name] for name in implementation.argnames}
-            with _isolated() as outcome:
+            with isolated() as outcome:
                 implementation.function(**wanted)
             if outcome.error is not None:
                 who = f"{plugin.distribution} {plugin.version} [{plugin.namespace}]"
-                logger.error("%s of %s failed: %s", hook, who, _cause(outcome.error))
+                logger.error("%s of %s failed: %s", hook, who, cause_of(outcome.error))
 
     # ------------------------------------------------------------------------------------------------------------- loading
 
@@ -353,7 +200,7 @@ class Registry:
         known = set(sys.modules)
         started = time.perf_counter()
         plugin: object = None
-        with _isolated() as outcome:
+        with isolated() as outcome:
             plugin = importer()
         record.seconds = time.perf_counter() - started
         if outcome.printed:
@@ -363,10 +210,10 @@ class Registry:
             fix = f"import torch in the module of the factory, not in {module}"
             record.report("", f"it is slow: importing it imports torch ({record.seconds:.1f} s)", fix, "warning")
         if outcome.error is not None:
-            record.report("", f"it cannot be imported: {_cause(outcome.error)}", _fix(outcome.error, record, module))
+            record.report("", f"it cannot be imported: {cause_of(outcome.error)}", fix_for(outcome.error, record, module))
             return
         names: list[str] = []
-        with _isolated():
+        with isolated():
             names = list(vars(plugin)) if isinstance(plugin, ModuleType) else dir(plugin)  # dir() would list lazy names too
         hooks = sum(self._register(record, plugin, name, module) for name in names)
         if not hooks and not any(p.severity == "error" for p in record.problems):
@@ -377,7 +224,7 @@ class Registry:
         """Register the hook implementation ``name`` of a plugin, if it is one; whether it was registered."""
         options: Mapping[str, Any] | None = None
         function: Any = None
-        with _isolated():  # a property may raise; then it is no hook
+        with isolated():  # a property may raise; then it is no hook
             options = self._manager.parse_hookimpl_opts(plugin, name)
             function = getattr(plugin, name) if options is not None or name.startswith("rbl_") else None
         if options is None:
@@ -396,11 +243,11 @@ class Registry:
         key = f"{len(self.plugins)}:{name}"
         holder = ModuleType(key)  # one holder per hook, so that a hook that is refused takes no other with it
         setattr(holder, name, function)
-        with _isolated() as outcome:
+        with isolated() as outcome:
             self._manager.register(holder, name=key)
         if outcome.error is not None:
             self._manager.unregister(name=key)
-            cause = str(outcome.error) if isinstance(outcome.error, pluggy.PluginValidationError) else _cause(outcome.error)
+            cause = str(outcome.error) if isinstance(outcome.error, pluggy.PluginValidationError) else cause_of(outcome.error)
             known = ", ".join(getattr(self._manager.hook, hook).spec.argnames)
             fix = f"in {module}, let {hook} take {f'nothing but {known}, or fewer' if known else 'no arguments'}"
             record.report(hook, f"wrong signature: {cause.splitlines()[-1]}", fix)
@@ -412,7 +259,7 @@ class Registry:
 
     def _collect(self, record: Plugin, hook: str, function: Callable[[], object], module: str) -> None:
         specs: list[object] = []  # filled one by one: what came before an exception is kept
-        with _isolated() as outcome:
+        with isolated() as outcome:
             made = function()
             if isinstance(made, (str, bytes, Mapping)) or not isinstance(made, Iterable):
                 close = getattr(made, "close", None)  # a coroutine, else it warns that it was never awaited
@@ -428,13 +275,13 @@ class Registry:
             specs.pop()
         if outcome.error is not None:
             kept = f"; the {len(specs)} before it are kept" if specs else ""
-            record.report(hook, f"it failed: {_cause(outcome.error)}{kept}", _fix(outcome.error, record, module))
+            record.report(hook, f"it failed: {cause_of(outcome.error)}{kept}", fix_for(outcome.error, record, module))
         for spec in specs:
-            with _isolated() as outcome:
+            with isolated() as outcome:
                 self._admit(record, hook, spec, module)
             if outcome.error is not None:
-                cause = f"a spec of type {type(spec).__name__} cannot be checked: {_cause(outcome.error)}"
-                record.report(hook, cause, _fix(outcome.error, record, module))
+                cause = f"a spec of type {type(spec).__name__} cannot be checked: {cause_of(outcome.error)}"
+                record.report(hook, cause, fix_for(outcome.error, record, module))
 
     def _admit(self, record: Plugin, hook: str, spec: object, module: str) -> None:
         wanted = _HOOKS[hook]
@@ -503,16 +350,13 @@ def load(plugin_files: Sequence[Path] = (), *, entry_points: bool = True) -> Reg
     return registry
 
 
-# --------------------------------------------------------------------------------------------------------------- discovery
-
-
 def _distributions(registry: Registry) -> dict[str, metadata.Distribution]:
     """The installed distributions with plugins, by normalised name. Each is read on its own: any may be damaged."""
     found: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
         where = name = version = ""
         ours = False
-        with _isolated() as outcome:
+        with isolated() as outcome:
             where = str(distribution.locate_file(""))
             text = distribution.read_text("entry_points.txt") or ""
             ours = f"[{hookspecs.ENTRY_POINT_GROUP}]" in "".join(text.split())
@@ -523,7 +367,7 @@ def _distributions(registry: Registry) -> dict[str, metadata.Distribution]:
                 winner.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
                 found[re.sub(r"[-_.]+", "-", name).lower()] = winner
         if outcome.error is not None:
-            cause = f"the metadata of a distribution in {where} cannot be read: {_cause(outcome.error)}"
+            cause = f"the metadata of a distribution in {where} cannot be read: {cause_of(outcome.error)}"
             fix = f"reinstall {name or 'it'}"
             # Where even the list of groups is unreadable, it may have nothing to do with this project.
             registry._unreadable.append(Problem(name or "?", version, "?", "", cause, fix, "error" if ours else "warning"))
@@ -541,34 +385,7 @@ def _load_file(registry: Registry, path: Path) -> None:
             hint="name it in letters, digits and underscores, such as my_attack.py",
         )
     record = Plugin(distribution=path.name, version="", namespace=namespace, origin=str(path))
-    registry._load(record, module, lambda: _import_file(path, module))
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    loaded = sys.modules.get(name)
-    if loaded is not None and _is_file(getattr(loaded, "__file__", None), path):
-        return loaded  # load() was called before in this process
-    found = importlib.util.find_spec(name) if loaded is None else getattr(loaded, "__spec__", None)
-    if loaded is not None or (found is not None and not _is_file(found.origin, path)):
-        raise PluginError(
-            f"it would hide the module {name!r} ({getattr(found, 'origin', None) or 'loaded before'})",
-            hint=f"rename {path.name}",
-        )
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and factory paths look it up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module
-
-
-def _is_file(origin: str | None, path: Path) -> bool:
-    return origin is not None and Path(origin).resolve() == path
+    registry._load(record, module, lambda: import_file(path, module))
 
 
 def _brought_torch(known: set[str], module: str) -> bool:
@@ -608,12 +425,4 @@ def _a(value: object) -> str:
     return "nothing" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _plain(value: object) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-__all__ = ["STRICT_VARIABLE", "Entry", "Plugin", "Problem", "Registry", "StrictPluginError", "load"]
+__all__ = ["STRICT_VARIABLE", "Registry", "StrictPluginError", "load"]

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from robustbench_lite.config import read_yaml, validate
 from robustbench_lite.errors import InvalidConfig, UsageError
-from robustbench_lite.parameters import split_selectors
 from robustbench_lite.protocol import DEFAULT
+from robustbench_lite.selectors import split_selectors
 from robustbench_lite.threat import Threat
 
 Positive = Annotated[int, Field(ge=1)]

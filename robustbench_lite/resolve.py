@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite import parameters
 from robustbench_lite.data import DatasetBundle, DatasetInfo
 from robustbench_lite.errors import MissingWeights, PluginError, RblError, UsageError
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.specs import TRAINABLE, WRAPPING, AttackSpec, DefenseSpec, MetricSpec, base_selectors
 from robustbench_lite.weights import WeightsFile, find_weights, rbl_home, state_hash
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from robustbench_lite.registry import Entry, Registry
+    from robustbench_lite.records import Entry
+    from robustbench_lite.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def resolve(registry: Registry, kind: str, text: str, defaults: Mapping[str, obj
 
     Raises UnknownName, AmbiguousName, InvalidParameter, PluginError.
     """
-    selector = parameters.parse_selector(text)
+    selector = parse_selector(text)
     entry = registry.get(kind, selector.name)
     return _instance(registry, entry, {**(defaults or {}), **dict(selector.parameters)})
 
@@ -67,7 +69,7 @@ def inner_method(registry: Registry, outer: Resolved) -> Resolved | None:
     entry, name = outer.entry, getattr(outer.instance, "method", None)
     if entry.kind != "defense" or not hasattr(outer.instance, "around"):
         return None
-    if not isinstance(name, str) or parameters.parse_selector(name).name in (entry.id, entry.spec.name):
+    if not isinstance(name, str) or parse_selector(name).name in (entry.id, entry.spec.name):
         raise PluginError(
             f"{entry.id} of {entry.distribution} is around another method and names {name!r}",
             hint="give its dataclass a field method: str, the id of another trained defense",
@@ -394,7 +396,7 @@ def resolve_attack(
     registry: Registry, text: str, overrides: Mapping[str, Mapping[str, object]] | None = None
 ) -> ResolvedAttack:
     """Resolve an attack. overrides: a protocol's parameters by attack id; the selector's own win."""
-    identifier = registry.get("attack", parameters.parse_selector(text).name).id
+    identifier = registry.get("attack", parse_selector(text).name).id
     found = resolve(registry, "attack", text, (overrides or {}).get(identifier))
     return ResolvedAttack(found.entry, found.instance, found.label)
 

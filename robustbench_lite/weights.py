@@ -27,7 +27,7 @@ from robustbench_lite.lease import make_folder, write_file
 from robustbench_lite.specs import DefenseSpec
 
 if TYPE_CHECKING:
-    from robustbench_lite.registry import Entry
+    from robustbench_lite.records import Entry
 
 
 Parts = Mapping[str, Mapping[str, Any]]

@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from robustbench_lite.errors import InvalidParameter, PluginError
-from robustbench_lite.parameters import (
-    REQUIRED,
-    Selector,
-    build,
-    describe,
-    label,
-    parse_selector,
-    resolved,
-    split_selectors,
-)
+from robustbench_lite.parameters import REQUIRED, build, describe, label, resolved
+from robustbench_lite.selectors import Selector, parse_selector, split_selectors
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -15,7 +15,8 @@ import pytest
 
 from robustbench_lite import AttackSpec, hookimpl
 from robustbench_lite.errors import AmbiguousName, PluginError, UnknownName, UsageError
-from robustbench_lite.registry import Plugin, Problem, Registry, StrictPluginError, load
+from robustbench_lite.records import Plugin, Problem
+from robustbench_lite.registry import Registry, StrictPluginError, load
 
 Install = Callable[..., None]
 

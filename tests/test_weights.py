@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from robustbench_lite import DefenseSpec, MissingWeights, PluginError, UsageError
-from robustbench_lite.registry import Entry
+from robustbench_lite.records import Entry
 from robustbench_lite.weights import (
     download,
     file_hash,

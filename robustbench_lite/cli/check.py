@@ -14,7 +14,8 @@ from robustbench_lite.cli.app import App, json_option, print_json
 from robustbench_lite.errors import UnknownName
 
 if TYPE_CHECKING:
-    from robustbench_lite.registry import Entry, Problem, Registry
+    from robustbench_lite.records import Entry, Problem
+    from robustbench_lite.registry import Registry
     from robustbench_lite.testing.checks import Outcome, Subject, Suite
 
 KINDS = ("attack", "defense", "dataset", "metric")
@@ -69,7 +70,7 @@ def _chosen(registry: Registry, name: str, kind: str | None) -> tuple[list[tuple
     Raises UnknownName, AmbiguousName, InvalidParameter.
     """
     from robustbench_lite.cli.show import find_anything
-    from robustbench_lite.parameters import parse_selector
+    from robustbench_lite.selectors import parse_selector
 
     namespaces = {plugin.namespace for plugin in registry.plugins}
     if name in namespaces:

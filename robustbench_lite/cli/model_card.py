@@ -19,8 +19,8 @@ def find_cards(registry: Registry, selector: str, dataset: str | None) -> list[d
 
     dataset: that one alone, and then without weights the reason is the one entry.
     """
-    from robustbench_lite.parameters import parse_selector
     from robustbench_lite.resolve import resolve
+    from robustbench_lite.selectors import parse_selector
     from robustbench_lite.weights import datasets_with_weights, find_weights, rbl_home, read_card
 
     found = resolve(registry, "defense", selector)

@@ -9,7 +9,7 @@ import click
 from robustbench_lite.cli.app import App, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from robustbench_lite.registry import Problem
+    from robustbench_lite.records import Problem
 
 
 @click.command("plugins")

@@ -162,8 +162,8 @@ def asked_metrics(selectors: Sequence[str], registry: Registry) -> list[Resolved
 
     Raises UsageError for one of scope ``model``, which rbl run measures.
     """
-    from robustbench_lite.parameters import split_selectors
     from robustbench_lite.resolve import resolve_metric
+    from robustbench_lite.selectors import split_selectors
 
     found: dict[str, ResolvedMetric] = {}
     for text in [name for item in selectors for name in split_selectors(item)]:

@@ -16,7 +16,8 @@ from robustbench_lite.specs import TRAINABLE, DefenseSpec
 
 if TYPE_CHECKING:
     from robustbench_lite.protocol import Protocol
-    from robustbench_lite.registry import Entry, Registry
+    from robustbench_lite.records import Entry
+    from robustbench_lite.registry import Registry
 
 PLUGIN_KINDS = ("attack", "defense", "dataset", "metric", "protocol")
 

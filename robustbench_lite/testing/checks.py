@@ -15,8 +15,10 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from robustbench_lite import parameters
 from robustbench_lite.errors import RblError
-from robustbench_lite.registry import Entry, Registry
+from robustbench_lite.records import Entry
+from robustbench_lite.registry import Registry
 from robustbench_lite.resolve import Resolved, resolve
+from robustbench_lite.selectors import parse_selector
 
 
 class Failed(Exception):
@@ -62,7 +64,7 @@ class Subject:
     kind: ClassVar[str]
 
     def __init__(self, registry: Registry, selector: str) -> None:
-        parsed = parameters.parse_selector(selector)
+        parsed = parse_selector(selector)
         self.registry = registry
         self.selector = selector
         self.entry: Entry = registry.get(self.kind, parsed.name)
@@ -80,7 +82,7 @@ class Subject:
     @property
     def required(self) -> list[str]:
         """Parameters without a default that the selector does not set."""
-        given = dict(parameters.parse_selector(self.selector).parameters)
+        given = dict(parse_selector(self.selector).parameters)
         described = parameters.describe(self.registry.factory(self.entry))
         return [p.name for p in described if p.required and p.name not in given]
 

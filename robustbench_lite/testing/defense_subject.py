@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite import parameters
 from robustbench_lite.data import DatasetInfo, fetch
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.errors import MissingData, MissingWeights, RblError
@@ -24,6 +23,7 @@ from robustbench_lite.resolve import (
     resolve_dataset,
     resolve_defense,
 )
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.specs import WRAPPING, DefenseSpec, base_selectors
 from robustbench_lite.testing.checks import Skipped, Subject
 
@@ -58,7 +58,7 @@ class DefenseSubject(Subject):
     def __init__(self, registry: Registry, selector: str, dataset: str = "", data: Path | None = None) -> None:
         super().__init__(registry, selector)
         if dataset:
-            registry.get("dataset", parameters.parse_selector(dataset).name)
+            registry.get("dataset", parse_selector(dataset).name)
         self.dataset = dataset
         self.data = data or default_data()
 

@@ -6,8 +6,8 @@ import re
 
 from battery import BATTERY
 
-from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.testing import AttackConformance
 
 for _selector in BATTERY:

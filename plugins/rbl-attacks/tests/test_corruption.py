@@ -23,8 +23,8 @@ from torch import Tensor
 from rbl_attacks import degrade
 from rbl_attacks.corruption import CORRUPTIONS, Corruption, Name
 from robustbench_lite import Randomness, Threat
-from robustbench_lite.parameters import parse_selector
 from robustbench_lite.request import load_request
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.testing import Constant, make_target
 
 UNRESTRICTED = Threat.parse("unrestricted")

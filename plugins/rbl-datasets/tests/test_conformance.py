@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.testing import DatasetConformance
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from robustbench_lite.parameters import parse_selector
 from robustbench_lite.registry import load
+from robustbench_lite.selectors import parse_selector
 from robustbench_lite.testing import MetricConformance, ModelMetricConformance
 
 
