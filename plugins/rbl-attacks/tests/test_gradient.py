@@ -37,6 +37,17 @@ class Tent(nn.Module):
         return torch.stack([torch.zeros_like(lead), lead], 1)
 
 
+class RefusesBright(nn.Module):
+    """A model with a last column that rises with the image's brightness."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.base(x), 10 * x.flatten(1).mean(1, keepdim=True)], 1)
+
+
 def few(name: str = "at", n: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
     model, x, y = fixture(name)
     return model, x[:n], y[:n]
@@ -122,6 +133,15 @@ def test_pgd_on_the_divergence_finds_more_of_it_than_noise() -> None:
     found = losses.divergence(model(x_adv), clean)
     by_chance = losses.divergence(model(threat.project(x, x + in_ball(x, threat, rng))), clean)
     assert found.median() > 10 * by_chance.median()
+
+
+def test_pgd_on_the_divergence_is_not_drawn_to_being_refused() -> None:
+    model, x, y = few(n=16)
+    threat, points = Threat("linf", 0.05), []
+    for defense, rejects in ((model, False), (RefusesBright(model), True)):
+        target, rng = make_target(defense, x, y, threat, rejects=rejects)
+        points.append(PGD(loss="kl", steps=5)(target, x, y, threat, rng))
+    assert torch.equal(*points)
 
 
 # apgd-dlr and apgd-t

@@ -141,6 +141,7 @@ def rbl_attacks() -> Iterable[AttackSpec]:
     yield AttackSpec(
         name="pgd",
         factory="rbl_attacks.pgd:PGD",
+        version=2,
         norms=_BALLS,
         access="gradient",
         summary="Projected gradient ascent from random starts; SLIDE's sparse steps under l1",
@@ -208,6 +209,7 @@ def rbl_attacks() -> Iterable[AttackSpec]:
     yield AttackSpec(
         name="cw-l2",
         factory="rbl_attacks.cw:CarliniWagner",
+        version=2,
         norms=("l2",),
         access="gradient",
         goal="minimal-norm",
@@ -217,6 +219,7 @@ def rbl_attacks() -> Iterable[AttackSpec]:
     yield AttackSpec(
         name="ead",
         factory="rbl_attacks.ead:ElasticNet",
+        version=2,
         norms=("l1",),
         access="gradient",
         goal="minimal-norm",
@@ -226,6 +229,7 @@ def rbl_attacks() -> Iterable[AttackSpec]:
     yield AttackSpec(
         name="delayed-elastic-net",
         factory="rbl_attacks.delayed_elastic_net:DelayedElasticNet",
+        version=2,
         norms=("linf", "l2", "l1", "l0"),
         access="gradient",
         goal="minimal-norm",

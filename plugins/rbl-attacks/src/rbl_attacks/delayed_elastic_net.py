@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.adam import Adam
 from rbl_attacks.best import Best
 from rbl_attacks.geometry import per_image
 from rbl_attacks.margins import lead_of, likely_classes
@@ -63,7 +64,7 @@ class DelayedElasticNet:
         seen = target if goal.any_wrong_class else target.forgetful()
         best = Best(x)
         rows, current = torch.arange(len(x), device=x.device), x
-        mean, square, taken = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(y)
+        adam, taken = Adam(x, corrected=False), torch.zeros_like(y)
         for number in range(self.steps):
             logits, _, gradient = seen.loss_and_grad(current, goal.loss, y, goal.aims[rows], index=rows)
             won = goal.reached(logits, y, goal.aims[rows])
@@ -74,16 +75,14 @@ class DelayedElasticNet:
             delta = current - x
             pulled = per_image(late if self.goal == "rank" else won, x)
             gradient = gradient.nan_to_num(0, 0, 0) + torch.where(pulled, l2 * delta + l1 * delta.sign(), 0)
-            mean = 0.9 * mean + 0.1 * gradient
-            square = 0.999 * square + 0.001 * gradient.square()
             length = self.lr * 5 ** sum(number >= longer for longer in LONGER)
-            moved = (current - length * mean / (square.sqrt() + 1e-8)).clamp(0, 1)
+            moved = (current - adam.move(gradient, length)).clamp(0, 1)
             current = torch.where(per_image(late, x) & ((moved - x) * delta <= 0), x, moved)
 
             going = taken < extra
             if not bool(going.all()):
-                rows, current, mean, square, taken = (p[going] for p in (rows, current, mean, square, taken))
-                x, y = x[going], y[going]
+                adam.keep(going)
+                rows, current, taken, x, y = (p[going] for p in (rows, current, taken, x, y))
             if not len(rows):
                 break
         return best.points

@@ -49,7 +49,7 @@ class PGD:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         if self.loss == "kl":
-            loss, labels = losses.divergence, target.logits(x)
+            loss, labels = _divergence, target.logits(x)[:, : target.num_classes]
         else:
             loss, labels = objective(self.loss, target.num_classes), y
 
@@ -69,3 +69,8 @@ class PGD:
         if self.loss == "kl":
             return threat.project(x, x + NEAR * gaussian(x, rng))
         return x if self.start == "zero" and first else threat.project(x, x + in_ball(x, threat, rng))
+
+
+def _divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Of the classes alone: an example that is driven to be refused is not beaten."""
+    return losses.divergence(logits[:, : reference.shape[1]], reference)
