@@ -113,7 +113,7 @@ def better_than_chance(subject: DefenseSubject) -> None:
     if not subject.images.real:
         raise Skipped("there are no real images to tell by", fix="rbl check NAME --dataset digits")
     x, y = subject.images.x.clone(), subject.images.y
-    right = int((subject.keyed(x, torch.arange(len(x))).argmax(1) == y).sum())
+    right = int((subject.keyed()(x, torch.arange(len(x))).argmax(1) == y).sum())
     if right * subject.images.info.num_classes <= 1.5 * len(y):
         raise Failed(
             f"it is right on {right} of {len(y)} clean images of {subject.images.info.name}",
@@ -178,14 +178,14 @@ def no_autograd_inside(subject: DefenseSubject) -> None:
 @_check
 def batch_does_not_matter(subject: DefenseSubject) -> None:
     """An image's logits do not depend on the other images of the batch, nor on their order."""
-    x, ids = subject.x, torch.arange(N)
-    together = subject.keyed(x, ids)
+    x, ids, keyed = subject.x, torch.arange(N), subject.keyed()
+    together = keyed(x, ids)
     same = SAME * max(1.0, float(together.nan_to_num().abs().max()))  # logits in the thousands are rounded as such
-    if not torch.allclose(together, subject.keyed(x, ids), rtol=0, atol=same, equal_nan=True):
+    if not torch.allclose(together, keyed(x, ids), rtol=0, atol=same, equal_nan=True):
         raise Skipped(f"it is random: see the check `{'keyed-draws' if subject.built.stochastic else 'stochastic-flag'}`")
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    alone = torch.cat([subject.keyed(x[i : i + 1], ids[i : i + 1]) for i in range(N)])
-    permuted = subject.keyed(x[order], ids[order])[order.argsort()]
+    alone = torch.cat([keyed(x[i : i + 1], ids[i : i + 1]) for i in range(N)])
+    permuted = keyed(x[order], ids[order])[order.argsort()]
     for other, what in ((alone, "alone"), (permuted, "in another order")):
         apart = float((together - other).nan_to_num().abs().max())
         if apart > same:
@@ -217,8 +217,8 @@ def keyed_draws(subject: DefenseSubject) -> None:
     """The same examples and draw numbers give the same logits, other draw numbers others (stochastic defenses)."""
     if not subject.built.stochastic:
         raise Skipped("it is deterministic")
-    x, ids = subject.x, torch.arange(N)
-    first, second, other = (subject.keyed(x, ids, draw) for draw in (0, 0, 1))
+    x, ids, keyed = subject.x, torch.arange(N), subject.keyed()
+    first, second, other = (keyed(x, ids, draw) for draw in (0, 0, 1))
     fix = "draw with robustbench_lite.randn_like or rand_like, from no generator of its own"
     if not torch.equal(first, second):
         raise Failed("the same draw numbers gave other logits", fix=fix)

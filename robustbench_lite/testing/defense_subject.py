@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,16 +155,22 @@ class DefenseSubject(Subject):
             raise Skipped("it does not return logits: see the check `logits-shape`")
         return logits.detach()
 
-    def keyed(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
-        """(n, C) logits as the core computes them, with the random numbers of examples ``ids``."""
-        self.logits(self.module, x[:1])
+    def keyed(self) -> Callable[..., Tensor]:
+        """A function of images, the ids (n,) of their examples and a draw number (0): (n, C) logits as the core computes them,
+        with the random numbers of these examples, in passes of one copy of the module.
+        """
+        self.logits(self.module, self.x[:1])
         deployed = Deployed(
             self.module,
             num_classes=self.images.info.num_classes,
             stochastic=self.resolved.stochastic,
             rejects=self.resolved.rejects,
         )
-        return deployed.stack(x, passes=1, key="check", ids=ids, draw=torch.full_like(ids, draw))[:, 0]
+
+        def logits(x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
+            return deployed.stack(x, passes=1, key="check", ids=ids, draw=torch.full_like(ids, draw))[:, 0]
+
+        return logits
 
 
 def _without_weights(registry: Registry, selector: str, info: DatasetInfo) -> ResolvedDefense:
