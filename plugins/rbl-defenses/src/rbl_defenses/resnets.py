@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rbl_defenses.normalise import Normalise
@@ -25,13 +24,15 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _convolution(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = _convolution(outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + self.shortcut(x))
+        inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        active: Tensor = self.relu(inner + self.shortcut(x))
+        return active
 
 
 class PreActBlock(nn.Module):
@@ -41,12 +42,13 @@ class PreActBlock(nn.Module):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _convolution(inputs, outputs, 3, stride)
         self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _convolution(outputs, outputs, 3)
+        self.relu = nn.ReLU()
         self.projection = _convolution(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active: Tensor = self.relu(self.bn1(x))
         shortcut = x if self.projection is None else self.projection(active)
-        inner: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        inner: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active))))
         return inner + shortcut
 
 
