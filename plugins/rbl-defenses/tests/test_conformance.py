@@ -25,6 +25,7 @@ BATTERY = (
     "xvat",
     "vib",
     "omada",
+    "class-selectivity",
     "pni",
     "cni",
     "ani",

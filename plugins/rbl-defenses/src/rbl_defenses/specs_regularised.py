@@ -64,4 +64,11 @@ REGULARISED = [
         summary="On-manifold adversarial augmentation: decoded images from the way between classes, with soft labels",
         reference="arXiv:1912.07458",
     ),
+    DefenseSpec(
+        name="class-selectivity",
+        factory="rbl_defenses.class_selectivity:ClassSelectivity",
+        kind="trained",
+        summary="Class-selectivity regularisation: units that answer to one class more, or less",
+        reference="arXiv:2007.04440",
+    ),
 ]
