@@ -26,6 +26,7 @@ BATTERY = (
     "vib",
     "omada",
     "class-selectivity",
+    "norm-loss",
     "pni",
     "cni",
     "ani",

@@ -71,4 +71,11 @@ REGULARISED = [
         summary="Class-selectivity regularisation: units that answer to one class more, or less",
         reference="arXiv:2007.04440",
     ),
+    DefenseSpec(
+        name="norm-loss",
+        factory="rbl_defenses.norm_loss:NormLoss",
+        kind="trained",
+        summary="Norm loss, around another method: filters drawn to length 1 in the place of weight decay",
+        reference="arXiv:2103.06583",
+    ),
 ]
