@@ -27,6 +27,7 @@ BATTERY = (
     "omada",
     "class-selectivity",
     "norm-loss",
+    "maxdropout",
     "pni",
     "cni",
     "ani",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rbl_defenses.specs_architectures import ARCHITECTURES
 from rbl_defenses.specs_baselines import BASELINES
 from rbl_defenses.specs_detectors import DETECTORS
 from rbl_defenses.specs_noise import NOISE
@@ -51,6 +52,7 @@ def rbl_defenses() -> Iterable[DefenseSpec]:
     )
     yield from BASELINES
     yield from REGULARISED
+    yield from ARCHITECTURES
     yield from NOISE
     yield from TRANSFORMS
     yield from DETECTORS

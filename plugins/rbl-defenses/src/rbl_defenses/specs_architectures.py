@@ -1,0 +1,15 @@
+"""Specs of trained defenses that change the network: its layers, what normalises them, how they are computed."""
+
+from __future__ import annotations
+
+from robustbench_lite import DefenseSpec
+
+ARCHITECTURES = [
+    DefenseSpec(
+        name="maxdropout",
+        factory="rbl_defenses.maxdropout:MaxDropoutTraining",
+        kind="trained",
+        summary="MaxDropout, around another method: the most active units of each layer are left out in training",
+        reference="arXiv:2007.13723",
+    ),
+]
