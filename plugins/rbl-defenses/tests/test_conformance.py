@@ -28,6 +28,7 @@ BATTERY = (
     "class-selectivity",
     "norm-loss",
     "maxdropout",
+    "weight-align",
     "pni",
     "cni",
     "ani",

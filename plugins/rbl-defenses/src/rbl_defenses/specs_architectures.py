@@ -12,4 +12,11 @@ ARCHITECTURES = [
         summary="MaxDropout, around another method: the most active units of each layer are left out in training",
         reference="arXiv:2007.13723",
     ),
+    DefenseSpec(
+        name="weight-align",
+        factory="rbl_defenses.weight_align:WeightAlign",
+        kind="trained",
+        summary="WeightAlign, around another method: normalised filters in the place of batch norm",
+        reference="arXiv:2010.07160",
+    ),
 ]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from robustbench_lite import UsageError
+
 
 class Wrapped(nn.Module):
     """A module around another one, ``wrapped``."""
@@ -24,6 +26,15 @@ def wrap(
             setattr(model, name, make(child))
         else:
             wrap(child, kinds, make)
+
+
+def plain_convolutions(model: nn.Module, whose: str) -> list[nn.Conv2d]:
+    """All convolutions of a model. Raises UsageError where one is inside a module that does more: its noise, say, is on the
+    filters as they are there. whose: the model's method, for the error.
+    """
+    if any(isinstance(module, Wrapped) and isinstance(module.wrapped, nn.Conv2d) for module in model.modules()):
+        raise UsageError(f"{whose} has changed its convolutions already", hint="name a method with plain ones, such as trades")
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, str]:
