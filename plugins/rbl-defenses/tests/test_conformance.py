@@ -29,6 +29,7 @@ BATTERY = (
     "norm-loss",
     "maxdropout",
     "weight-align",
+    "bnsr",
     "pni",
     "cni",
     "ani",

@@ -19,4 +19,12 @@ ARCHITECTURES = [
         summary="WeightAlign, around another method: normalised filters in the place of batch norm",
         reference="arXiv:2010.07160",
     ),
+    DefenseSpec(
+        name="bnsr",
+        factory="rbl_defenses.bnsr:BNSR",
+        kind="trained",
+        fidelity="reconstruction",
+        summary="Batch norm with skewness reduction, around another method: a power of what is normalised",
+        reference="https://doi.org/10.1109/ICPR48806.2021.9412949",
+    ),
 ]
