@@ -27,6 +27,7 @@ BATTERY = (
     "omada",
     "class-selectivity",
     "norm-loss",
+    "band-limited",
     "maxdropout",
     "weight-align",
     "bnsr",

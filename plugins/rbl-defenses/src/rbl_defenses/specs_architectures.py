@@ -6,6 +6,13 @@ from robustbench_lite import DefenseSpec
 
 ARCHITECTURES = [
     DefenseSpec(
+        name="band-limited",
+        factory="rbl_defenses.band_limited:BandLimitedTraining",
+        kind="trained",
+        summary="Band-limited convolutions, around another method: the high frequencies of every map are left out",
+        reference="arXiv:1911.09287",
+    ),
+    DefenseSpec(
         name="maxdropout",
         factory="rbl_defenses.maxdropout:MaxDropoutTraining",
         kind="trained",
