@@ -25,6 +25,7 @@ BATTERY = (
     "xvat",
     "vib",
     "omada",
+    "f-mixup",
     "class-selectivity",
     "norm-loss",
     "band-limited",

@@ -65,6 +65,13 @@ REGULARISED = [
         reference="arXiv:1912.07458",
     ),
     DefenseSpec(
+        name="f-mixup",
+        factory="rbl_defenses.f_mixup:FMixup",
+        kind="trained",
+        fidelity="reconstruction",
+        summary="f-mixup as augmentation: images with high frequencies of others mixed in",
+    ),
+    DefenseSpec(
         name="class-selectivity",
         factory="rbl_defenses.class_selectivity:ClassSelectivity",
         kind="trained",
