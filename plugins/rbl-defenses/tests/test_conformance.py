@@ -29,6 +29,7 @@ BATTERY = (
     "class-selectivity",
     "norm-loss",
     "band-limited",
+    "deep-pursuit",
     "maxdropout",
     "weight-align",
     "bnsr",

@@ -13,6 +13,14 @@ ARCHITECTURES = [
         reference="arXiv:1911.09287",
     ),
     DefenseSpec(
+        name="deep-pursuit",
+        factory="rbl_defenses.deep_pursuit:DeepPursuit",
+        kind="trained",
+        fidelity="reconstruction",
+        summary="Deep pursuit: the activations of all layers are one sparse code, found by unrolled proximal steps",
+        reference="arXiv:2011.14427",
+    ),
+    DefenseSpec(
         name="maxdropout",
         factory="rbl_defenses.maxdropout:MaxDropoutTraining",
         kind="trained",
