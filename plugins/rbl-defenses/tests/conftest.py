@@ -28,35 +28,36 @@ def digits() -> DatasetBundle:
     return Digits()(Path())
 
 
-# What is fitted to the shipped `standard` once for all tests: selectors, quick to train.
-FITTED = (
-    "max-softmax",
-    "feature-squeezing-detector",
-    "mahalanobis",
-    "lid[layers=2]",
-    "lq-vae[steps=500,width=16]",
-)
+@pytest.fixture(scope="session")
+def trained_weights() -> dict[str, Path]:
+    """What ``trained_once`` has made in this process, by selector."""
+    return {}
 
 
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for $RBL_HOME with weights of everything in ``FITTED``, made by ``rbl train``."""
-    from robustbench_lite.cli import cli
-
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RBL_HOME", str(home))
-        for selector in FITTED:
-            assert not cli(
-                ["train", selector, "--dataset", "digits", "--threads", "1", "--device", "cpu"], standalone_mode=False
-            )
-    return home
+    """A folder for $RBL_HOME."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture
-def with_fitted(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that resolves defenses of ``FITTED``."""
+def trained_once(
+    trained_home: Path, trained_weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
+    """Has ``rbl train`` make the weights of a selector, unless another test of this process had it, and says where they are."""
+    from robustbench_lite.cli import cli
+
     monkeypatch.setenv("RBL_HOME", str(trained_home))
+
+    def train(selector: str) -> Path:
+        if selector not in trained_weights:
+            command = ["train", selector, "--dataset", "digits", "--threads", "1", "--device", "cpu"]
+            assert not cli(command, standalone_mode=False)
+            made = {*trained_home.glob("weights/digits/*.safetensors")}
+            (trained_weights[selector],) = made - {*trained_weights.values()}
+        return trained_weights[selector]
+
+    return train
 
 
 @pytest.fixture(scope="session")

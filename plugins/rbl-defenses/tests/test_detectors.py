@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,10 +263,9 @@ def test_in_front_of_a_base_without_a_gradient_there_is_one(defense: object) -> 
 
 
 def test_cards_say_which_base_they_belong_to_and_other_bases_are_refused(
-    with_fitted: None, trained_home: Path, digits: DatasetBundle
+    trained_once: Callable[[str], Path], digits: DatasetBundle
 ) -> None:
-    (path,) = trained_home.glob("weights/digits/*--mahalanobis.safetensors")
-    card = read_card(path)
+    card = read_card(trained_once("mahalanobis"))
     assert card["base"]["id"] == "rbl/standard"
     assert {"threshold", "clean"} <= card["held_out"].keys()
     found = resolve_defense(load(), "mahalanobis", digits.info)
@@ -285,8 +285,9 @@ def auroc(clean: Tensor, other: Tensor) -> float:
     [("feature-squeezing-detector", 0.8), ("mahalanobis", 0.9), ("lid[layers=2]", 0.7)],
 )
 def test_attacks_on_the_base_alone_are_detected_and_few_clean_images_refused(
-    selector: str, least: float, with_fitted: None, digits: DatasetBundle
+    selector: str, least: float, trained_once: Callable[[str], Path], digits: DatasetBundle
 ) -> None:
+    trained_once(selector)
     module = resolve_defense(load(), selector, digits.info).build()
     assert isinstance(module, Detector)
     x, y = fetch(digits.test, range(300))
@@ -301,9 +302,15 @@ def test_attacks_on_the_base_alone_are_detected_and_few_clean_images_refused(
 
 @pytest.mark.parametrize("selector", ["feature-squeezing-detector", "mahalanobis", "lid[layers=2]"])
 def test_attacks_that_count_a_refusal_as_no_success_go_against_the_detector_too(
-    selector: str, with_fitted: None, digits: DatasetBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    selector: str,
+    trained_once: Callable[[str], Path],
+    digits: DatasetBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same PGD as known to the base alone, and through the detector: the second beats both, and never by a refusal."""
+    trained_once(selector)
+    capsys.readouterr()
     attacks = ("transfer[attack=pgd[steps=20]]", "pgd[steps=40,loss=margin]", "apgd-ce[steps=30]")
     options = ["--dataset", "digits", "--n", "60", "--threat", "linf:0.15", "--executor", "inline", "--json"]
     command = ["run", "--defense", selector, "--attack", ",".join(attacks), "--store", str(tmp_path), *options]

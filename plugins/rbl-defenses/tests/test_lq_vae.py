@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,7 +91,10 @@ def test_gradients_pass_through_the_rounding_and_the_surrogate_of_the_base() -> 
     assert (grad.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_a_fitted_filter_reconstructs_unseen_digits_and_keeps_most_answers(with_fitted: None, digits: DatasetBundle) -> None:
+def test_a_fitted_filter_reconstructs_unseen_digits_and_keeps_most_answers(
+    trained_once: Callable[[str], Path], digits: DatasetBundle
+) -> None:
+    trained_once("lq-vae[steps=500,width=16]")
     module = resolve_defense(load(), "lq-vae[steps=500,width=16]", digits.info).build()
     assert isinstance(module, Purified)
     x, y = fetch(digits.test, range(200))
