@@ -137,6 +137,13 @@ def test_only_training_follows_the_lipschitz_constant() -> None:
     assert not torch.equal(model.get_buffer("lipschitz"), before["lipschitz"])
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 3, 3), (1, 17, 33)])
+@pytest.mark.parametrize("skips", [False, True])
+def test_it_fits_every_size(shape: tuple[int, int, int], skips: bool) -> None:
+    model = DeepPursuit(width=4, steps=2, skips=skips).architecture(DatasetInfo(name="mine", classes=("a", "b"), shape=shape))
+    assert model(torch.rand(3, *shape)).shape == (3, 2)
+
+
 def test_skips_want_all_layers_at_once() -> None:
     with pytest.raises(ValueError, match="skips want all layers at once"):
         DeepPursuit(skips=True, solver="layered")
