@@ -8,7 +8,8 @@
     │   ├── AmbiguousName         a short name that several plugins share
     │   ├── InvalidParameter      ``pgd[steps=lots]``
     │   ├── InvalidThreat         ``linf:8//255``
-    │   └── InvalidConfig         an unknown or ill-typed key in YAML or on the command line
+    │   ├── InvalidConfig         an unknown or ill-typed key in YAML or on the command line
+    │   └── InvalidBundle         results made elsewhere that are not taken, and why
     ├── PluginError               a plugin does not keep its contract
     ├── MissingData               a data set is not on this machine
     ├── MissingWeights            a defense has no weights for this data set
@@ -62,6 +63,10 @@ class InvalidThreat(UsageError):
 
 class InvalidConfig(UsageError):
     """A configuration or protocol with an unknown or ill-typed key."""
+
+
+class InvalidBundle(UsageError):
+    """Results or entries made elsewhere that are not taken into a store."""
 
 
 class PluginError(RblError):

@@ -8,10 +8,13 @@
                              shard-00000.salvage.safetensors   what a run found that failed later; never a result
                              attempts/*.json        environment, timing, status and traceback of every attempt
                              lease.json             who is working on it (see ``lease.py``)
+                             origin.json            of a result that was imported: whose it is, and what a check found
                              done.json              sizes and checksums of all of the above results: the commit
     <store>/measures/ab/ab12.../...                 the same for measurements: what metrics of models measured
     <store>/examples/ab/ab12.../shard-00000.safetensors        adversarial examples, when kept
     <store>/quarantine/ab12.../                     files that could not be read, each with its reason
+    <store>/incoming/...                            imports under way (see ``incoming.py``)
+    <store>/published/...                           what others have published (see ``published.py``)
 
 Every file is replaced atomically and durably, and ``done.json`` is written last: without it a cell is not done. A file that is
 truncated, flipped, misplaced or of another format is moved to quarantine, the commit with it, and the whole shards stay. A
@@ -38,7 +41,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from pydantic import ValidationError
 
+from robustbench_lite import incoming
 from robustbench_lite.errors import AmbiguousName, CorruptResult, InvalidParameter, StoreError, StoreFormatError, UnknownName
 from robustbench_lite.lease import (
     Process,
@@ -50,6 +55,7 @@ from robustbench_lite.lease import (
     temporary_path,
     write_file,
 )
+from robustbench_lite.provenance import Origin
 from robustbench_lite.results import CellResult
 
 log = logging.getLogger(__name__)
@@ -66,9 +72,9 @@ _SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
 _SALVAGE = re.compile(r"shard-(\d{5,})\.salvage\.safetensors")
 _ATTEMPT = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d+-[0-9a-f]+\.json")
 _OURS = re.compile(
-    r"FORMAT|quarantine/.*|(cells|measures)/[0-9a-f]{2}/lock"
+    r"FORMAT|quarantine/.*|published/[a-z]+\.json|(cells|measures)/[0-9a-f]{2}/lock"
     r"|(cells|measures)/(?P<group>[0-9a-f]{2})/(?P=group)[0-9a-f]{62}/"
-    rf"((spec|done|lease)\.json|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
+    rf"((spec|done|lease|origin)\.json|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
     rf"|examples/(?P<of>[0-9a-f]{{2}})/(?P=of)[0-9a-f]{{62}}/{_SHARD.pattern}"
 )
 
@@ -287,14 +293,18 @@ class Attempt:
         """Add an entry to the attempt's ``progress``, such as ``shard=3, memory=[...]``, and note the seconds spent so far."""
         self._save({"progress": [*self._record["progress"], {"time": _now(), **facts}]})
 
-    def finish(self, status: str, reason: str = "", traceback: str = "") -> None:
-        """Record how it ended: one of OUTCOMES, with a reason in words and a traceback where there is one."""
+    def finish(self, status: str, reason: str = "", traceback: str = "", *, seconds: float | None = None) -> None:
+        """Record how it ended: one of OUTCOMES, with a reason in words and a traceback where there is one.
+
+        seconds: what it took, where it was made elsewhere.
+        """
         if status not in OUTCOMES:
             raise ValueError(f"an attempt ends as one of {', '.join(OUTCOMES)}, not {status!r}")
-        self._save({"status": status, "reason": reason, "traceback": traceback, "finished": _now()})
+        facts = {"status": status, "reason": reason, "traceback": traceback, "finished": _now()}
+        self._save(facts | ({} if seconds is None else {"seconds": seconds}))
 
     def _save(self, facts: Mapping[str, Any]) -> None:
-        self._record = {**self._record, **facts, "seconds": round(time.monotonic() - self._began, 3)}
+        self._record = {**self._record, "seconds": round(time.monotonic() - self._began, 3), **facts}
         write_file(self.path, _seal(self._record))
 
 
@@ -395,7 +405,31 @@ class Cell:
                     found.append(self._read_one(self.folder / name, "salvage", int(match[1])))
         return _join(found) or None
 
+    @property
+    def origin(self) -> Origin | None:
+        """Where an imported result comes from, and what a check of it found; None for one that was run here."""
+        data = _read_bytes(self.folder / incoming.ORIGIN)
+        if data is None:
+            return None
+        try:
+            record = _unseal(data)
+            return Origin.model_validate({key: value for key, value in record.items() if key != "format"})
+        except (_Damaged, ValidationError):  # not set aside: without it, the result would count as run here
+            return Origin(problem="the record of where it comes from cannot be read")
+
     # Writing
+
+    def write_origin(self, origin: Origin) -> None:
+        """Mark the cell as imported, or store what a check of it found."""
+        self.store.require_writable()
+        make_folder(self.folder)
+        write_file(self.folder / incoming.ORIGIN, _seal({"format": FORMAT, **origin.model_dump()}))
+
+    def write_attempt(self, environment: Mapping[str, Any], seconds: float) -> None:
+        """Record an attempt that was made elsewhere and succeeded."""
+        self.write_spec()
+        attempt = self.begin_attempt(environment)
+        attempt.finish("done", seconds=seconds)
 
     def write_spec(self) -> None:
         """Store what was asked, where it is not stored already."""
@@ -688,6 +722,7 @@ class Store:
         if not read_only:
             _require_writing(folder)
             remove_leftovers(folder)
+            incoming.recover(folder)
         return cls(folder, read_only=read_only)
 
     def cell(self, spec: Mapping[str, Any]) -> Cell:
@@ -708,15 +743,17 @@ class Store:
         return self._all(MEASURES)
 
     def _all(self, place: str) -> Iterator[Cell]:
+        hidden = incoming.pending(self.path)
         for folder in self._folders(place):
-            cell = self._cell_at(folder)
+            cell = None if folder.name in hidden else self._cell_at(folder)
             if cell is not None:
                 yield cell
 
     def get(self, key_prefix: str) -> Cell:
         """The stored cell or measurement whose key starts so; raises UnknownName or AmbiguousName."""
         places = (folder for place in (CELLS, MEASURES) for folder in self._folders(place, key_prefix[:2]))
-        folders = [folder for folder in places if folder.name.startswith(key_prefix)]
+        hidden = incoming.pending(self.path)
+        folders = [folder for folder in places if folder.name.startswith(key_prefix) and folder.name not in hidden]
         if len(folders) > 1:
             listed = ", ".join(folder.name[: len(key_prefix) + 6] for folder in folders[:4])
             raise AmbiguousName(f"{len(folders)} cells start with {key_prefix!r}: {listed}", hint="give more digits of the key")
@@ -793,6 +830,8 @@ class Store:
             name = path.relative_to(self.path).as_posix()
             if is_temporary(path.name):
                 yield f"{name}: not finished; the next run of the cell removes it when its writer is dead"
+            elif name.startswith(f"{incoming.FOLDER}/"):
+                yield f"{name}: an import that is not finished; the next run or import takes it back when its writer is dead"
             elif not path.is_dir() and not _OURS.fullmatch(name):
                 yield f"{name}: not a file of this store"
         for folder in (*self._folders(CELLS), *self._folders(MEASURES)):
