@@ -297,10 +297,12 @@ def defense_from_spec(
     return ResolvedDefense(found.entry, found.instance, found.label, info, weights, bases, inner_method(registry, found))
 
 
-def defense_from_fields(registry: Registry, spec: Mapping[str, Any], info: DatasetInfo) -> ResolvedDefense:
+def defense_from_fields(
+    registry: Registry, spec: Mapping[str, Any], info: DatasetInfo, given: Mapping[str, Path] | None = None
+) -> ResolvedDefense:
     """The defense of that id and parameters with the weights that a run would use now. Raises as ``resolve_defense``."""
     found = _instance(registry, registry.get("defense", spec["id"]), spec["parameters"])
-    return _with_weights(registry, found, info, {}, ())
+    return _with_weights(registry, found, info, dict(given or {}), ())
 
 
 def _with_weights(
