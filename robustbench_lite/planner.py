@@ -505,7 +505,8 @@ def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[s
         return "run", ""
     found = store.cell(spec).state(shards, verify=True)
     if found.status == "done":
-        return "cached", ""
+        origin = store.cell(spec).origin
+        return "cached", "" if origin is None else origin.said
     if found.status not in ("new", "partial"):
         return "failed", f"tried again: {found.status}: {(found.reason.splitlines() or [''])[0]}"
     if found.shards:

@@ -36,10 +36,11 @@ def command(
     """
     from robustbench_lite.leaderboard.comparison import compare
     from robustbench_lite.outdated import Outdated
+    from robustbench_lite.provenance import REFUTED, status_of
     from robustbench_lite.threat import Threat
 
     wanted = [Threat.parse(text) for text in threats]
-    cells = list(open_store(store).cells())
+    cells = [cell for cell in open_store(store).cells() if status_of(cell.origin) != REFUTED]
     outdated = Outdated([cell.spec for cell in cells], app.registry(), app.data)
     current = [cell for cell in cells if not outdated.parts(cell.spec)]
 

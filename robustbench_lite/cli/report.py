@@ -13,6 +13,7 @@ import click
 
 from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, print_table, store_option, warn
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError, did_you_mean
+from robustbench_lite.provenance import REFUTED, status_of
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 @click.option(
     "--hide-outdated", is_flag=True, help="Leave out results of other plugin versions, parameters or weights than are used now."
 )
+@click.option(
+    "--rank-self-reported", is_flag=True, help="Rank imported results that nobody has verified like those that were run here."
+)
 @json_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of --json and of the .json files, and stop.")
 @click.pass_obj
@@ -56,6 +60,7 @@ def command(
     html: Path | None,
     form: str,
     hide_outdated: bool,
+    rank_self_reported: bool,
     as_json: bool,
     schema: bool,
 ) -> int:
@@ -75,7 +80,7 @@ def command(
     if hide_outdated:
         cells = [cell for cell in cells if not stale(cell.spec)]
     asked = asked_metrics(metrics, app.registry())
-    found = make_tables(opened, cells, app.registry(), extra=wanted, stale=stale)
+    found = make_tables(opened, cells, app.registry(), wanted, stale, rank_self_reported=rank_self_reported)
     tables = [t for t in found if dataset in (None, t.dataset) and (not wanted or t.threat in wanted)]
     tables, others = add_measures(tables, opened, app.registry(), lambda spec: not stale(spec), asked)
     others = [t for t in others if dataset in (None, t.dataset) and not wanted]
@@ -94,9 +99,21 @@ def command(
     if html is not None:
         write_page(tables, cells, html, app, others)
         warn(f"wrote {html}")
+    _name_those_beside_none(opened, found)
     if not tables and not others:
         warn("no results to show: rbl status says what the store holds")
     return 0 if tables or others else 1
+
+
+def _name_those_beside_none(store: Store, tables: Sequence[Leaderboard]) -> None:
+    """Say which published entries are shown nowhere, for want of a table of one's own."""
+    from robustbench_lite.published import stored_entries
+
+    shown = [entry for table in tables for entry in table.published]
+    apart = Counter(f"{entry.dataset} {entry.threat}" for entry in stored_entries(store) if entry not in shown)
+    if apart:
+        listed = ", ".join(f"{name} ({number})" for name, number in sorted(apart.items()))
+        warn(f"published entries that stand beside no table: {listed}")
 
 
 def _filter(dataset: str | None, threats: Sequence[str]) -> str:
@@ -129,10 +146,17 @@ def make_tables(
     registry: Registry,
     extra: Iterable[Threat] = (),
     stale: Stale = lambda spec: {},
+    *,
+    rank_self_reported: bool = False,
 ) -> list[Leaderboard]:
-    """The leaderboards of some cells of a store. extra: radii for minimal-norm cells. stale: why one is out of date."""
-    from robustbench_lite.leaderboard import about_from, build_tables, metric_from
+    """The leaderboards of some cells of a store. extra: radii for minimal-norm cells. stale: why one is out of date.
 
+    Beside each stand the published entries of its data set and threat model.
+    """
+    from robustbench_lite.leaderboard import about_from, build_tables, metric_from
+    from robustbench_lite.published import stored_entries
+
+    by_key = {cell.key: cell for cell in cells}
     tables = build_tables(
         cells,
         metric=metric_from(registry),
@@ -141,11 +165,14 @@ def make_tables(
         not_applicable=_not_applicable([cell.spec for cell in cells]),
         threats=extra,
         stale=stale,
+        origin=lambda key: by_key[key].origin,
+        rank_self_reported=rank_self_reported,
         note=warn,
     )
     for message in store.messages:
         warn(message)
-    return tables
+    known = stored_entries(store)
+    return [replace(t, published=tuple(e for e in known if e.beside(t.dataset, t.threat))) for t in tables]
 
 
 def _naive_from(registry: Registry) -> Callable[[str, int], Sequence[str]]:
@@ -196,7 +223,7 @@ def add_measures(
 
     stored = [each for each in store.measurements() if wanted(each.spec)]
     known = measured(stored, lambda spec: metric_from_spec(registry, spec))
-    cells = [cell for cell in store.cells() if wanted(cell.spec)] if asked else []
+    cells = [cell for cell in store.cells() if wanted(cell.spec) and status_of(cell.origin) != REFUTED] if asked else []
     full = [replace(t, measures=(*beside(t, known), *computed(t, cells, asked))) for t in tables]
     return full, apart(tables, known)
 

@@ -101,6 +101,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("attack", f"{attack['id']} version {attack['version']} {_parameters(attack)}"),
         ("made of", ", ".join(member["label"] for member in attack.get("members", ()))),
         ("made on", ", ".join(surrogate["label"] for surrogate in attack.get("surrogates", ()))),
+        ("origin", found["origin"]["said"] if found["origin"] else ""),
         ("took", f"{found['seconds']:.1f} s in {found['attempts']} attempt{'s' * (found['attempts'] != 1)}"),
         ("on", ", ".join(str(environment[key]) for key in ("device", "host", "platform") if environment.get(key))),
         ("with", ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())),

@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from robustbench_lite.errors import UsageError
+from robustbench_lite.provenance import Origin, status_of
 from robustbench_lite.results import REJECTED, SOURCES, CellResult
 from robustbench_lite.statistics import median, wilson
 from robustbench_lite.threat import Threat
 
 
-def account(result: CellResult, threat: Threat | None = None) -> dict[str, Any]:
+def account(result: CellResult, threat: Threat | None = None, origin: Origin | None = None) -> dict[str, Any]:
     """What is stored of a cell, as JSON: ``asked``, ``status`` and, where examples are stored, ``numbers``.
 
     threat: within which an example counts as beaten, the result's own where none is given: any size, of a minimal-norm result.
+    origin: of an imported result.
     Raises UsageError where the result says nothing about it.
     """
     own = result.threat
@@ -34,6 +36,8 @@ def account(result: CellResult, threat: Threat | None = None) -> dict[str, Any]:
         "attempts": result.attempts,
         "seconds": result.seconds,
         "environment": dict(result.environment),
+        "provenance": status_of(origin),
+        "origin": None if origin is None else origin.model_dump(mode="json") | {"said": origin.said},
         "at": str(limit) if math.isfinite(limit.eps) else None,
         "numbers": _numbers(result, limit) if result.n else None,
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
+from robustbench_lite.leaderboard.layout import PUBLISHED, remarks_on
 from robustbench_lite.leaderboard.model import Leaderboard, Row
+from robustbench_lite.published import Published
 from robustbench_lite.results import MetricValue
 
 # A spreadsheet runs a cell that begins so as a formula; the wide forms of these signs count too.
@@ -13,7 +15,10 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def render(table: Leaderboard) -> str:
-    """The table as CSV text. Cells without a value are empty; each attack has a column with its status."""
+    """The table as CSV text. Cells without a value are empty; each attack has a column with its status.
+
+    Published entries follow the rows that were run, and say so in the column ``provenance``.
+    """
     header = ["rank", "defense", "id", "version", "dataset", "threat", "protocol", "seed", "n"]
     for name in ("clean accuracy", "naive", "worst case", *(attack.label for attack in table.attacks)):
         header += [name, f"{name} low", f"{name} high"]
@@ -28,11 +33,13 @@ def render(table: Leaderboard) -> str:
         "fidelity",
         "extra data",
         "reference",
+        "provenance",
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([safe(name) for name in header])
     writer.writerows(_cells(table, row) for row in table.rows)
+    writer.writerows(_published(entry, header) for entry in table.published)
     return text.getvalue()
 
 
@@ -54,7 +61,23 @@ def _cells(table: Leaderboard, row: Row) -> list[str]:
     ]
     found.append(safe("; ".join(row.unranked)))
     about = (row.fidelity, row.extra_data, row.reference)
-    return [*found, safe("; ".join(row.flags)), safe("; ".join([*row.notes, *labelled])), *map(safe, about)]
+    return [*found, safe("; ".join(row.flags)), safe("; ".join([*row.notes, *labelled])), *map(safe, about), row.provenance]
+
+
+def _published(entry: Published, header: list[str]) -> list[str]:
+    facts = {
+        "defense": entry.model,
+        "id": f"{entry.source}/{entry.model}",
+        "dataset": entry.dataset,
+        "threat": entry.threat,
+        "clean accuracy": _number(entry.clean),
+        "worst case": _number(entry.robust),
+        "notes": "; ".join(remarks_on(entry)),
+        "extra data": "yes" if entry.extra_data else "",
+        "reference": entry.reference,
+        "provenance": PUBLISHED.lower(),
+    }
+    return [safe(facts.get(name, "")) for name in header]
 
 
 def _value(value: MetricValue | None) -> list[str]:

@@ -34,6 +34,7 @@ def to_json(table: Leaderboard) -> dict[str, Any]:
         ],
         "rows": [_row(table, row) for row in table.rows],
         "measures": [_measure(each) for each in table.measures],
+        "published": [each.model_dump(mode="json") | {"link": link(each.reference)} for each in table.published],
     }
 
 
@@ -81,6 +82,7 @@ def _row(table: Leaderboard, row: Row) -> dict[str, Any]:
         "not_ranked_because": list(row.unranked),
         "flags": list(row.flags),
         "notes": list(row.notes),
+        "provenance": row.provenance,
     }
 
 
@@ -104,6 +106,10 @@ def _entry(entry: Entry) -> dict[str, Any]:
         found["median_perturbation"] = _value(entry.median)
     if entry.members:
         found["members"] = [{"label": member.label, "beaten": member.beaten} for member in entry.members]
+    if (origin := entry.origin) is not None:
+        said = origin.problem or (origin.check.said if origin.check else "")
+        about = {name: getattr(origin, name) for name in ("status", "by", "where", "bundle", "imported")}
+        found["origin"] = about | {"found": said}
     return found | {"notes": list(entry.notes)}
 
 

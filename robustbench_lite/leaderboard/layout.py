@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from robustbench_lite.leaderboard.measures import Measure
 from robustbench_lite.leaderboard.model import NOT_APPLICABLE, Entry, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import ALPHA
-from robustbench_lite.leaderboard.text import DASH, count, length, percent, superscript
+from robustbench_lite.leaderboard.text import DASH, count, length, percent, plain, superscript
+from robustbench_lite.provenance import RUN_HERE, SELF_REPORTED
+from robustbench_lite.published import Published
 from robustbench_lite.specs import UNRESTRICTED
 
 Escape = Callable[[str], str]
@@ -37,6 +39,14 @@ class Footnotes:
                 self.texts.append(text)
             marks += f" {superscript(self.texts.index(text) + 1)}"
         return marks
+
+
+class Unmarked(Footnotes):
+    """For layouts that put remarks elsewhere."""
+
+    def mark(self, texts: Iterable[str]) -> str:
+        """Nothing."""
+        return ""
 
 
 def main_grid(table: Leaderboard, escape: Escape, notes: Footnotes, link: Escape | None = None) -> Grid:
@@ -100,6 +110,43 @@ def member_grids(table: Leaderboard, escape: Escape) -> list[tuple[str, Grid]]:
             cells = [[escape(defense), *(f"{member.beaten:,}" for member in members)] for defense, members in rows]
             found.append((attack.label, Grid(header, cells, [False, *[True] * (len(header) - 1)])))
     return found
+
+
+PUBLISHED = "Published, not run here"
+ABOUT_PUBLISHED = (
+    "Numbers of others: RobustBench's, on its own examples and by its own protocol (AutoAttack), or the authors'. They have no "
+    "rank here, and small differences to the rows above mean nothing. Best known: the least that AutoAttack or an external "
+    "evaluation leaves."
+)
+
+
+def published_grid(entries: Sequence[Published], escape: Escape, notes: Footnotes, link: Escape | None = None) -> Grid | None:
+    """One row per published entry, the most robust first; None where there is none. escape, link: see ``main_grid``."""
+    if not entries:
+        return None
+    header = ["model", "clean", "best known", "AutoAttack", "reported", "architecture", "extra data", "venue", "reference"]
+    rows = [
+        [
+            escape(entry.model) + notes.mark(remarks_on(entry)),
+            *(_published(value) for value in (entry.clean, entry.robust, entry.autoattack, entry.reported)),
+            escape(entry.architecture),
+            "yes" if entry.extra_data else "",
+            escape(entry.venue),
+            (link or escape)(entry.reference),
+        ]
+        for entry in sorted(entries, key=lambda e: (-(e.robust or 0.0), e.model))
+    ]
+    return Grid(header, rows, [False, True, True, True, True, False, False, False, False])
+
+
+def remarks_on(entry: Published) -> list[str]:
+    """What is to be known of a published entry."""
+    unreliable = ["RobustBench marks this as unreliable: AutoAttack may overstate its robustness"]
+    return [*unreliable * entry.unreliable, *(plain(note) for note in entry.notes)]
+
+
+def _published(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.2f}"
 
 
 def _named(row: Row, escape: Escape, notes: Footnotes) -> str:
@@ -192,8 +239,19 @@ def legend(table: Leaderboard) -> list[str]:
             "Unrestricted: every image counts. What an attack may do to one is for its parameters to say (rbl show ATTACK), so "
             "the columns are threat models of their own, and the worst case is over those that are shown."
         )
+    if any(row.provenance != RUN_HERE for row in rows):
+        said.append(
+            "Self-reported: results that others made and handed in as a bundle. They have no rank until rbl verify has "
+            "repeated their clean answers, judged their images and run part of the attack again (verified); what does not "
+            "stand that is refuted and has no number. All other results were run here."
+        )
+    if any(row.provenance == SELF_REPORTED for row in table.ranked):
+        said.append("Self-reported rows are ranked here like the others, though nobody has verified them: that was asked for.")
     if table.unranked:
-        said.append("Rows without a rank are flagged, lack a result, or are out of date. Do not compare their numbers.")
+        said.append(
+            "Rows without a rank are flagged, lack a result, are out of date, or are not verified. Do not compare their "
+            "numbers."
+        )
     if any(entry.status == NOT_APPLICABLE for row in rows for entry in row.entries):
         said.append(f"{DASH} in an attack's column: it does not apply to that defense; the worst case is over the others.")
     return said

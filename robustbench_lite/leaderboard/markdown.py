@@ -7,6 +7,8 @@ import re
 from tabulate import tabulate
 
 from robustbench_lite.leaderboard.layout import (
+    ABOUT_PUBLISHED,
+    PUBLISHED,
     Footnotes,
     Grid,
     apart_grid,
@@ -16,6 +18,7 @@ from robustbench_lite.leaderboard.layout import (
     measure_grids,
     median_grid,
     member_grids,
+    published_grid,
 )
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import link, plain
@@ -28,6 +31,7 @@ def render(table: Leaderboard, *, command: str = "rbl report") -> str:
     notes = Footnotes()
     main, apart = main_grid(table, escape, notes, _reference), apart_grid(table, escape, notes, _reference)
     further = measure_grids(table.measures, escape, notes)
+    published = published_grid(table.published, escape, notes, _reference)
     blocks = [
         f"# {escape(table.title)}",
         "\n".join(f"- {name}: {escape(text)}" for name, text in facts(table)) + f"\n- made by: {code(command)}",
@@ -45,6 +49,8 @@ def render(table: Leaderboard, *, command: str = "rbl report") -> str:
         blocks += [f"Examples that each member of {escape(label)} beat:", _pipes(grid)]
     if further:
         blocks += ["Further metrics, which rank nothing:", *map(_pipes, further)]
+    if published:
+        blocks += [f"{PUBLISHED}:", _pipes(published), ABOUT_PUBLISHED]
     blocks.append("\n".join(f"- {line}" for line in legend(table)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 

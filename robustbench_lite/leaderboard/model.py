@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_lite.leaderboard.measures import Measure
+from robustbench_lite.provenance import REFUTED, RUN_HERE, SELF_REPORTED, VERIFIED, Origin, status_of
+from robustbench_lite.published import Published
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
@@ -59,9 +61,10 @@ class Entry:
     """One defense under one attack.
 
     status: of the stored cell (see ``CellResult``), ``stale`` where only a result of another version of the attack is stored,
-    or ``not-applicable``. value: robust accuracy, of a done cell only. progress: ``256/2000`` examples of a partial cell.
-    median: the median smallest perturbation, of minimal-norm attacks only. members: who beat how many, for an attack made of
-    others. notes: why there is no value, or what to know about it. key: of the stored cell. cost: of a done cell.
+    ``refuted`` for an imported result that did not stand a check, or ``not-applicable``. value: robust accuracy, of a done cell
+    only. progress: ``256/2000`` examples of a partial cell. median: the median smallest perturbation, of minimal-norm attacks
+    only. members: who beat how many, for an attack made of others. notes: why there is no value, or what to know about it.
+    key: of the stored cell. cost: of a done cell. origin: of an imported result.
     """
 
     status: str
@@ -72,6 +75,7 @@ class Entry:
     notes: tuple[str, ...] = ()
     key: str = ""
     cost: Cost = Cost()
+    origin: Origin | None = None
 
     @property
     def whole(self) -> bool:
@@ -124,6 +128,12 @@ class Row:
     notes: tuple[str, ...] = ()
     stale: str = ""
 
+    @property
+    def provenance(self) -> str:
+        """Where its results come from: the least trusted of them decides. One of ``provenance.STATUSES``."""
+        found = {status_of(entry.origin) for entry in self.entries if entry.key}
+        return next((status for status in (REFUTED, SELF_REPORTED, VERIFIED) if status in found), RUN_HERE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
@@ -131,6 +141,7 @@ class Leaderboard:
 
     dataset: its short name; dataset_spec: id, version, parameters, fingerprint and subset. protocol: name, version and
     settings as in the results' keys. n: examples, where known. measures: further metrics, which rank nothing.
+    published: what others have published for the same data set and threat model, not run here.
     """
 
     dataset: str
@@ -142,6 +153,7 @@ class Leaderboard:
     attacks: tuple[Attack, ...]
     rows: tuple[Row, ...]
     measures: tuple[Measure, ...] = ()
+    published: tuple[Published, ...] = ()
 
     @property
     def ranked(self) -> tuple[Row, ...]:

@@ -16,10 +16,12 @@ from robustbench_lite.leaderboard.lookup import About
 from robustbench_lite.leaderboard.model import NOT_APPLICABLE, STALE, Cost, Credit, Entry, RadiusCurve, Row
 from robustbench_lite.leaderboard.naive import naive_accuracy, wrapped
 from robustbench_lite.leaderboard.text import plain
+from robustbench_lite.provenance import REFUTED, SELF_REPORTED, Origin
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
 
 RECONSTRUCTED = "a reconstruction: rebuilt from a description that leaves something open, so not quite the published method"
+UNVERIFIED = "self-reported, and not verified: rbl verify"
 CURVE_POINTS = 64
 CURVE_REACH = 2.0  # times the table's radius: as far as a curve is shown
 
@@ -37,11 +39,15 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """What there is for one column. attack: the column's spec. kept: the result; stale: why it is out of date, if it is."""
+    """What there is for one column. attack: the column's spec. kept: the result; stale: why it is out of date, if it is.
+
+    origin: of an imported result.
+    """
 
     attack: Spec
     kept: Kept | None = None
     stale: str = ""
+    origin: Origin | None = None
 
 
 @dataclass(kw_only=True)
@@ -83,7 +89,7 @@ def draft(
             used.append(slot.kept)
     flags = [plain(flag) for flag in context.flags.get(spec["label"], ())]
     declared = _declared(spec, context.about)
-    notes = _standing_notes(spec, declared)
+    notes = _standing_notes(spec, declared) + _origin_notes(entries)
     meter = context.meter
     worst: MetricValue | None = None
     try:
@@ -143,9 +149,28 @@ def _standing_notes(spec: Spec, declared: About) -> list[str]:
     return notes + [f"trained with extra data: {declared.extra_data}"] * bool(declared.extra_data)
 
 
+def _origin_notes(entries: Sequence[Entry]) -> list[str]:
+    """Whose results a row has, if they are not all run here, and what checks of them found."""
+    found: dict[tuple[str, str, str], list[Origin]] = {}
+    for entry in entries:
+        if (origin := entry.origin) is not None:
+            found.setdefault((origin.status, origin.by, origin.where), []).append(origin)
+    notes = []
+    for (status, by, where), origins in found.items():
+        many = f"{len(origins)} of {sum(bool(entry.key) for entry in entries)} results"
+        whose = f"self-reported{f' by {by}' if by else ''}{f' ({where})' if where else ''}"
+        checks = [origin.check for origin in origins if origin.check is not None and status != SELF_REPORTED]
+        judged = sum(check.rejudged for check in checks)
+        again = f"{sum(len(check.shards) for check in checks)} of {sum(check.of_shards for check in checks)} shards run again"
+        found_here = f"{status} here: {again}, {judged} images judged again" if checks else "not verified"
+        notes.append(plain(f"{many} {whose}, {found_here}"))
+    return notes
+
+
 def why_unranked(row: Row, attacks: Sequence[str]) -> tuple[str, ...]:
     """Why a row has no rank, in words. attacks: the labels of the table's columns."""
     reasons = [f"out of date: {row.stale}"] * bool(row.stale) + [f"flagged: {flag}" for flag in row.flags]
+    reasons += [UNVERIFIED] * (row.provenance == SELF_REPORTED)
     lacking: dict[str, list[str]] = {}
     for label, entry in zip(attacks, row.entries, strict=True):
         if not entry.whole:
@@ -160,14 +185,16 @@ def _entry(slot: Slot, reason: str, threat: Threat, asked: int | None, meter: Me
         if reason:
             return Entry(status=NOT_APPLICABLE, notes=(plain(f"does not apply: {reason}"),))
         return Entry(status="missing", notes=("missing: not run",))
-    key = plain(kept.cell.key)
+    key, origin = plain(kept.cell.key), slot.origin
+    if origin is not None and origin.status == REFUTED:
+        return Entry(status=REFUTED, notes=(plain(f"refuted: {origin.said}"),), key=key, origin=origin)
     if slot.stale:
-        return Entry(status=STALE, notes=(plain(f"out of date: {slot.stale}"),), key=key)
+        return Entry(status=STALE, notes=(plain(f"out of date: {slot.stale}"),), key=key, origin=origin)
     if kept.done:
         try:
             value = meter(meter.metrics.robust, kept.cell, threat)
         except RblError as error:
-            return Entry(status="error", notes=(plain(error.message),), key=key)
+            return Entry(status="error", notes=(plain(error.message),), key=key, origin=origin)
         return Entry(
             status="done",
             value=value,
@@ -176,6 +203,7 @@ def _entry(slot: Slot, reason: str, threat: Threat, asked: int | None, meter: Me
             notes=kept.notes,
             key=key,
             cost=Cost(**{name: _sum(name, [kept]) for name in ("forwards", "backwards", "seconds")}),
+            origin=origin,
         )
     if reason:
         return Entry(status=NOT_APPLICABLE, notes=(plain(f"does not apply: {reason}"),))

@@ -2,7 +2,7 @@
 
 One table per data set (with its subset), threat model, protocol version and seed: what differs in any of these is never
 ranked together. A minimal-norm cell enters every table of its norm, at that table's radius. A row with a missing or failed
-cell, with a flag, or with results that are out of date has no rank.
+cell, with a flag, with results that are out of date, or with imported ones that are not verified has no rank.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from robustbench_lite.leaderboard.model import Attack, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import shared_ranks
 from robustbench_lite.leaderboard.rows import Context, Draft, Slot, draft, why_unranked
 from robustbench_lite.leaderboard.text import plain
+from robustbench_lite.provenance import REFUTED, SELF_REPORTED, Origin, status_of
 from robustbench_lite.specs import NORMS
 from robustbench_lite.threat import Threat
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Why a result is out of date, by the part of its spec that is: "dataset", "defense", "attack". Empty where it is not.
 Stale = Callable[[Spec], Mapping[str, str]]
+# Where the result of a key comes from; None for one that was run here.
+Origins = Callable[[str], Origin | None]
 
 
 def build_tables(
@@ -41,6 +44,8 @@ def build_tables(
     naive: Callable[[str, int], Sequence[str]] = lambda protocol, version: (),
     threats: Iterable[Threat] = (),
     stale: Stale = lambda spec: {},
+    origin: Origins = lambda key: None,
+    rank_self_reported: bool = False,
     note: Callable[[str], None] = log.warning,
 ) -> list[Leaderboard]:
     """Leaderboards of all ``cells``, which may come in any order; their arrays are read one defense at a time.
@@ -52,8 +57,10 @@ def build_tables(
     not_applicable: (defense label, attack label) -> reason, for attacks that cannot be run on a defense: a dash that costs no
     rank. flags: defense label -> what makes its numbers untrustworthy: costs the rank. threats: radii to make tables for, where
     only minimal-norm cells exist. stale: why a result is out of date, which costs the rank too. An attack's older version is
-    only said to be there, where other rows have a result of the newer, and is passed over where none has. note: told, in words,
-    of results that are in no table.
+    only said to be there, where other rows have a result of the newer, and is passed over where none has. origin: of a result,
+    by its key. Imported results that are not verified cost the rank, unless rank_self_reported; refuted ones have no number. An
+    attack that only such results are of gets no column where others have one, so that nobody's bundle costs others their ranks.
+    note: told, in words, of results that are in no table.
 
     Raises UsageError where a metric is not installed.
     """
@@ -70,7 +77,8 @@ def build_tables(
     for group in collect(cells, note):
         known = group.threats(extra)
         named = naive(group.asked["protocol"]["name"], group.asked["protocol"]["version"])
-        tables += _tables(group, known, reader, stale, replace(context, naive=named))
+        trust = _Trust({cell.stored.key: origin(cell.stored.key) for cell in group.cells}, rank_self_reported)
+        tables += _tables(group, known, reader, stale, trust, replace(context, naive=named))
         for norm in sorted({cell.threat.norm for cell in group.cells} - {t.norm for t in known}):
             note(
                 f"the minimal-norm results for {plain(group.asked['dataset']['name'])} in {norm} are in no table: no radius "
@@ -83,6 +91,24 @@ def _table_order(table: Leaderboard) -> tuple[Any, ...]:
     threat, protocol = table.threat, table.protocol
     what = (table.dataset, NORMS.index(threat.norm), threat.eps, str(threat), protocol["name"], protocol["version"])
     return (*what, table.n or 0, table.seed, str(table.dataset_spec), str(protocol))
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """Whom a leaderboard believes. origins: of results, by key."""
+
+    origins: Mapping[str, Origin | None]
+    rank_self_reported: bool
+
+    def refuted(self, key: str) -> bool:
+        return status_of(self.origins[key]) == REFUTED
+
+    def believed(self, key: str) -> bool:
+        return status_of(self.origins[key]) not in (REFUTED, *[SELF_REPORTED] * (not self.rank_self_reported))
+
+    def deciding(self, cells: Sequence[Asked]) -> Sequence[Asked]:
+        """The results whose attacks are columns: those that are believed, or all where none is."""
+        return [cell for cell in cells if self.believed(cell.stored.key)] or cells
 
 
 @dataclass(frozen=True)
@@ -110,11 +136,13 @@ def _called(spec: Spec) -> tuple[str, str]:
     return spec["id"], spec["label"]
 
 
-def _tables(group: Group, threats: Sequence[Threat], reader: Reader, stale: Stale, context: Context) -> list[Leaderboard]:
+def _tables(
+    group: Group, threats: Sequence[Threat], reader: Reader, stale: Stale, trust: _Trust, context: Context
+) -> list[Leaderboard]:
     """The tables of a group. A row's cells are read once for all threat models, and let go before the next row's."""
     why = {cell.stored.key: stale(cell.stored.spec) for cell in group.cells}
     inside = {threat: [cell for cell in group.cells if cell.under(threat)] for threat in threats}
-    columns = {threat: _Columns.of(cells, why) for threat, cells in inside.items()}
+    columns = {threat: _Columns.of(trust.deciding(cells), why) for threat, cells in inside.items()}
     labels = {threat: _defense_labels(cells, why) for threat, cells in inside.items()}
     asked = group.asked["protocol"].get("n")
     drafts: dict[Threat, list[Draft]] = {threat: [] for threat in threats}
@@ -126,11 +154,11 @@ def _tables(group: Group, threats: Sequence[Threat], reader: Reader, stale: Stal
         spec = cells[0].stored.spec["defense"]
         outdated = _first(why[cells[0].stored.key], "dataset", "defense")
         found = [kept for cell in cells if (kept := reader.read(cell)) is not None]
-        fresh = [kept for kept in found if "attack" not in why[kept.cell.key]]
+        fresh = [kept for kept in found if "attack" not in why[kept.cell.key] and not trust.refuted(kept.cell.key)]
         for threat in threats:
             if defense not in labels[threat]:
                 continue
-            slots = _slots([kept for kept in found if kept.asked.under(threat)], columns[threat], why)
+            slots = _slots([kept for kept in found if kept.asked.under(threat)], columns[threat], why, trust)
             drafts[threat].append(draft(labels[threat][defense], spec, slots, fresh, threat, asked, context, stale=outdated))
             counts[threat] += [slot.kept.cell.n for slot in slots if slot.kept is not None and slot.kept.done]
     return [
@@ -142,7 +170,7 @@ def _tables(group: Group, threats: Sequence[Threat], reader: Reader, stale: Stal
             seed=group.asked["seed"],
             n=max(counts[threat], default=asked),
             attacks=tuple(_attack(label, spec) for label, spec in columns[threat].specs.items()),
-            rows=tuple(_ranked(drafts[threat], [*columns[threat].specs])),
+            rows=tuple(_ranked(drafts[threat], [*columns[threat].specs], trust)),
         )
         for threat in threats
         if columns[threat].specs
@@ -160,7 +188,7 @@ def _defense_labels(cells: Sequence[Asked], why: Mapping[str, Mapping[str, str]]
     return distinct_labels(specs) | distinct_labels({i: spec for i, spec in specs.items() if i not in stale})
 
 
-def _slots(cells: Sequence[Kept], columns: _Columns, why: Mapping[str, Mapping[str, str]]) -> list[Slot]:
+def _slots(cells: Sequence[Kept], columns: _Columns, why: Mapping[str, Mapping[str, str]], trust: _Trust) -> list[Slot]:
     """What a row has for each column: a result of the attack as it is now, else one that is out of date, else nothing."""
     found: dict[str, Slot] = {}
     # done wins over an older failure
@@ -168,7 +196,8 @@ def _slots(cells: Sequence[Kept], columns: _Columns, why: Mapping[str, Mapping[s
         label = columns.slot.get(kept.asked.attack)
         if label is not None:
             stale = why[kept.cell.key].get("attack", "")
-            found.setdefault(label, Slot(attack=columns.specs[label], kept=kept, stale=stale))
+            origin = trust.origins[kept.cell.key]
+            found.setdefault(label, Slot(attack=columns.specs[label], kept=kept, stale=stale, origin=origin))
     return [found.get(label, Slot(attack=spec)) for label, spec in columns.specs.items()]
 
 
@@ -184,10 +213,11 @@ def _attack(label: str, spec: Spec) -> Attack:
     )
 
 
-def _ranked(drafts: Sequence[Draft], attacks: Sequence[str]) -> list[Row]:
+def _ranked(drafts: Sequence[Draft], attacks: Sequence[str], trust: _Trust) -> list[Row]:
     """All rows in the order in which they are shown: the ranked ones, then the rest, each best first."""
     ordered = sorted(drafts, key=lambda d: d.order)
     judged = [d for d in ordered if d.row.worst is not None and not d.row.stale]
+    judged = [d for d in judged if trust.rank_self_reported or d.row.provenance != SELF_REPORTED]
     for candidate in judged:
         if not np.array_equal(candidate.index, judged[0].index):
             said = f"judged on other examples than {judged[0].row.defense}"

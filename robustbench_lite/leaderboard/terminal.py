@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_lite.leaderboard.layout import (
+    ABOUT_PUBLISHED,
+    PUBLISHED,
     Footnotes,
     Grid,
     apart_grid,
@@ -20,6 +22,7 @@ from robustbench_lite.leaderboard.layout import (
     measure_grids,
     median_grid,
     member_grids,
+    published_grid,
 )
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.leaderboard.text import plain
@@ -48,6 +51,7 @@ class _Rendered:
             yield Text("Not ranked", style="bold")
             yield from _tables(apart_grid(self.table, plain, notes), options.max_width, fixed=1)
         further = measure_grids(self.table.measures, plain, notes)
+        published = published_grid(self.table.published, plain, notes)
         yield from (Text(f"{i}. {text}") for i, text in enumerate(notes.texts, 1))
         if medians := median_grid(self.table, plain):
             yield Text(f"Median smallest perturbation ({self.table.threat.norm}), 95 % bootstrap intervals", style="bold")
@@ -59,6 +63,10 @@ class _Rendered:
             yield Text("Further metrics, which rank nothing", style="bold")
         for grid in further:
             yield from _tables(grid, options.max_width, fixed=1)
+        if published:
+            yield Text(PUBLISHED, style="bold")
+            yield from _tables(published, options.max_width, fixed=1)
+            yield Text(ABOUT_PUBLISHED, style="dim")
         yield from (Text(line, style="dim") for line in legend(self.table))
 
 

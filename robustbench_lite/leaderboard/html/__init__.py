@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
@@ -22,6 +23,7 @@ from robustbench_lite.leaderboard.gallery import Example
 from robustbench_lite.leaderboard.html import charts, words
 from robustbench_lite.leaderboard.measures import Measure, MeasureTable
 from robustbench_lite.leaderboard.model import Entry, Leaderboard, Row
+from robustbench_lite.published import Published
 from robustbench_lite.results import MetricValue
 from robustbench_lite.verdict import Verdict
 
@@ -70,6 +72,8 @@ def _environment() -> Environment:
         "median_grid": lambda table: layout.median_grid(table, text.plain),
         "member_grids": lambda table: layout.member_grids(table, text.plain),
         "measure_grids": _measure_grids,
+        "published_grid": _published_grid,
+        "about_published": layout.ABOUT_PUBLISHED,
         "ties": lambda table: Counter(row.rank for row in table.ranked),
         "has_naive": lambda table: any(row.naive for row in table.ranked),
         "strongest": strongest,
@@ -150,6 +154,23 @@ def entry_notes(table: Leaderboard) -> list[str]:
 def _measure_grids(measures: Sequence[Measure]) -> tuple[list[layout.Grid], list[str]]:
     notes = layout.Footnotes()
     return layout.measure_grids(measures, text.plain, notes), notes.texts
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Published entries: header, and of each its cells and the remarks on it."""
+
+    header: list[str]
+    rows: list[tuple[list[str], list[str]]]
+    numeric: list[bool]
+
+
+def _published_grid(entries: Sequence[Published]) -> _Listed | None:
+    grid = layout.published_grid(entries, text.plain, layout.Unmarked())
+    if grid is None:
+        return None
+    about = {text.plain(entry.model): layout.remarks_on(entry) for entry in entries}
+    return _Listed(grid.header, [(cells, about[cells[0]]) for cells in grid.rows], grid.numeric)
 
 
 def _asset(name: str) -> str:
