@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from robustbench_lite.errors import InvalidParameter, RblError
 from robustbench_lite.measuring import is_measurement
 from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields, metric_from_spec
-from robustbench_lite.store import canonical_json
+from robustbench_lite.store import Spelling
 
 if TYPE_CHECKING:
     from robustbench_lite.registry import Registry
@@ -52,10 +52,11 @@ class Outdated:
     def __init__(self, specs: Iterable[Spec], registry: Registry, root: Path) -> None:
         self._registry = registry
         self._root = root
+        self._spelled = Spelling()
         self._reasons: dict[str, str] = {}
         named: dict[tuple[str, ...], dict[str, Spec]] = {}
         for spec in specs:
-            for name, identity in _parts(spec):
+            for name, identity in self._parts(spec):
                 named.setdefault(name, {})[identity] = spec
         for (kind, *_), variants in named.items():
             found = {identity: self._version(kind, spec[kind]) for identity, spec in variants.items()}
@@ -70,7 +71,17 @@ class Outdated:
 
     def parts(self, spec: Spec) -> dict[str, str]:
         """What of a result is out of date (``attack``, ``defense``, ``dataset``), and why."""
-        return {name[0]: reason for name, identity in _parts(spec) if (reason := self._reasons[identity])}
+        return {name[0]: reason for name, identity in self._parts(spec) if (reason := self._reasons[identity])}
+
+    def _parts(self, spec: Spec) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What each part of a spec is called, starting with its kind, and what identifies it among its namesakes."""
+        dataset = (spec["dataset"]["id"], spec["dataset"]["label"], str(spec["protocol"].get("n")))
+        what = "metric" if is_measurement(spec) else "attack"
+        crafted = dataset[:2] if "surrogates" in spec[what] else ()
+        for kind, where in ((what, crafted), ("defense", dataset[:2]), ("dataset", dataset[2:])):
+            part = spec[kind]
+            name = (kind, part["id"], part["label"], *where)
+            yield name, f"{name} {self._spelled(part)}"
 
     def _version(self, kind: str, part: Spec) -> str:
         try:
@@ -118,14 +129,3 @@ class Outdated:
             surrogates = tuple(defense_from_fields(self._registry, part, dataset.info) for part in stored)
             return replace(attack_from_spec(self._registry, spec["attack"]), surrogates=surrogates).spec()
         return defense_from_fields(self._registry, spec["defense"], dataset.info).spec()
-
-
-def _parts(spec: Spec) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What each part of a spec is called, starting with its kind, and what identifies it among its namesakes."""
-    dataset = (spec["dataset"]["id"], spec["dataset"]["label"], str(spec["protocol"].get("n")))
-    what = "metric" if is_measurement(spec) else "attack"
-    crafted = dataset[:2] if "surrogates" in spec[what] else ()
-    for kind, where in ((what, crafted), ("defense", dataset[:2]), ("dataset", dataset[2:])):
-        part = spec[kind]
-        name = (kind, part["id"], part["label"], *where)
-        yield name, canonical_json({"name": list(name), "part": part})

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, binomtest, bootstrap, chi2, ks_2samp, norm, t, wilcoxon
+from scipy.special import ndtri
+from scipy.stats import binom, binomtest, bootstrap, chi2, ks_2samp, t, wilcoxon
 
 EXACT_UP_TO = 1000  # discordant pairs; beyond that the chi-squared approximation serves
 
@@ -29,7 +30,8 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
     Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1.
     """
-    return _proportion(k, n, level, "wilson")
+    low, high = wilson_band(k, n, level)
+    return Interval(float(low), float(high))
 
 
 def wilson_band(k: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -41,7 +43,7 @@ def wilson_band(k: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[npt.NDAr
     counts = np.asarray(k, dtype=np.float64)
     if n < 1 or (counts < 0).any() or (counts > n).any():
         raise ValueError(f"counts of {n} examples lie between 0 and {n}, and there is at least one example")
-    z2 = float(norm.isf((1 - level) / 2)) ** 2
+    z2 = float(ndtri((1 - level) / 2)) ** 2
     p = counts / n
     middle = p + z2 / (2 * n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
@@ -54,12 +56,8 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
 
     Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1.
     """
-    return _proportion(k, n, level, "exact")
-
-
-def _proportion(k: int, n: int, level: float, method: str) -> Interval:
     _check_level(level)
-    found = binomtest(int(k), int(n)).proportion_ci(confidence_level=level, method=method)
+    found = binomtest(int(k), int(n)).proportion_ci(confidence_level=level, method="exact")
     return Interval(float(found.low), float(found.high))
 
 

@@ -10,6 +10,7 @@
                              lease.json             who is working on it (see ``lease.py``)
                              origin.json            of a result that was imported: whose it is, and what a check found
                              done.json              sizes and checksums of all of the above results: the commit
+                             columns.safetensors    what tables read of them, derived (see ``columns.py``)
     <store>/measures/ab/ab12.../...                 the same for measurements: what metrics of models measured
     <store>/examples/ab/ab12.../shard-00000.safetensors        adversarial examples, when kept
     <store>/quarantine/ab12.../                     files that could not be read, each with its reason
@@ -43,7 +44,7 @@ import numpy as np
 import safetensors.numpy
 from pydantic import ValidationError
 
-from robustbench_lite import incoming
+from robustbench_lite import columns, incoming
 from robustbench_lite.errors import AmbiguousName, CorruptResult, InvalidParameter, StoreError, StoreFormatError, UnknownName
 from robustbench_lite.lease import (
     Process,
@@ -74,7 +75,7 @@ _ATTEMPT = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d+-[0-9a-f]+\.json")
 _OURS = re.compile(
     r"FORMAT|quarantine/.*|published/[a-z]+\.json|(cells|measures)/[0-9a-f]{2}/lock"
     r"|(cells|measures)/(?P<group>[0-9a-f]{2})/(?P=group)[0-9a-f]{62}/"
-    rf"((spec|done|lease|origin)\.json|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
+    rf"((spec|done|lease|origin)\.json|columns\.safetensors|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
     rf"|examples/(?P<of>[0-9a-f]{{2}})/(?P=of)[0-9a-f]{{62}}/{_SHARD.pattern}"
 )
 
@@ -113,6 +114,20 @@ def _canonical(value: Any, place: str) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item, f"{place}[{i}]") for i, item in enumerate(value)]
     raise InvalidParameter(f"{place} is a {type(value).__name__}, which JSON cannot hold: {value!r}")
+
+
+class Spelling:
+    """``canonical_json`` of objects that recur, such as the parts of a store's specs: each is spelled once, and not changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Mapping[str, Any], str]] = {}  # with the object itself, so that its id stays its own
+
+    def __call__(self, part: Mapping[str, Any]) -> str:
+        """The canonical JSON of ``part``."""
+        found = self._known.get(id(part))
+        if found is None:
+            found = self._known[id(part)] = part, canonical_json(part)
+        return found[1]
 
 
 def cell_key(spec: Mapping[str, Any]) -> str:
@@ -247,12 +262,18 @@ class CellState:
 
 @dataclass(frozen=True, kw_only=True)
 class _Commit:
-    """The contents of ``done.json``: n examples in n_shards shards, and (bytes, sha256) by file name."""
+    """The contents of ``done.json``: n examples in n_shards shards, (bytes, sha256) by file name, and arrays' types by name."""
 
     raw: bytes
     n: int
     n_shards: int
     files: Mapping[str, tuple[int, str]]
+    types: Mapping[str, str]
+
+    @property
+    def identity(self) -> str:
+        """What no other commit has: 64 hexadecimal digits."""
+        return hashlib.sha256(self.raw).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,10 +375,21 @@ class Cell:
 
     def load_what_is_whole(self) -> CellResult:
         """As ``load``, but damage costs only the damaged, also in a store opened for reading; see ``damage``."""
+        return self._load(self._verified)
+
+    def load_for_tables(self) -> CellResult:
+        """As ``load_what_is_whole``, but of a committed cell most arrays are read and verified when they are asked for.
+
+        Those that tables read come from one small file with its own checksum. Asking for others raises CorruptResult where a
+        shard is damaged.
+        """
+        return self._load(lambda: self._columns() or self._verified())
+
+    def _load(self, committed: Callable[[], Arrays | None]) -> CellResult:
         before = len(self.damage)
         paths = self._attempt_paths()
         attempts = self._read_attempts(paths)
-        arrays, status, reason = self._verified(), "done", ""
+        arrays, status, reason = committed(), "done", ""
         if arrays is None:
             self._spec_on_disk()
             arrays = _join([shard.arrays for shard in self._whole_shards().values()])
@@ -478,8 +510,14 @@ class Cell:
         files = {"spec.json": {"bytes": len(spec), "sha256": hashlib.sha256(spec).hexdigest()}}
         files |= {self._shard_path(i).name: {"bytes": s.size, "sha256": s.sha256} for i, s in sorted(shards.items())}
         n = sum(_rows(shard.arrays) for shard in shards.values())
+        types = {name: array.dtype.name for name, array in sorted(shards[0].arrays.items())}
         record = {"format": FORMAT, "key": self.key, "committed": _now(), "n": n, "n_shards": n_shards, "files": files}
-        write_file(self.folder / "done.json", _seal(record))
+        write_file(self.folder / "done.json", done := _seal(record | {"arrays": types}))
+        found = columns.narrowed(_join([shards[i].arrays for i in range(n_shards)]))
+        if found:
+            commit = hashlib.sha256(done).hexdigest()
+            with contextlib.suppress(StoreError):  # the cell is committed; without this file, tables read the shards
+                write_file(self.folder / columns.NAME, _pack(found, kind="columns", key=commit, number=0))
 
     def begin_attempt(self, environment: Mapping[str, Any]) -> Attempt:
         """Record that this process starts to work on the cell, and tidy up after those that died at it."""
@@ -543,7 +581,7 @@ class Cell:
         if data is None:
             return False
         try:
-            _read_spec(data, self.key)
+            _read_spec(data, self.key, {})
         except _Damaged as error:
             self._uncommit()
             self._set_aside(self.folder / "spec.json", str(error))
@@ -592,7 +630,8 @@ class Cell:
             if record["key"] != self.key:
                 raise _Damaged(f"it belongs to cell {record['key']}")
             files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in record["files"].items()}
-            return _Commit(raw=data, n=record["n"], n_shards=record["n_shards"], files=files)
+            types = {str(name): str(dtype) for name, dtype in record.get("arrays", {}).items()}
+            return _Commit(raw=data, n=record["n"], n_shards=record["n_shards"], files=files, types=types)
         except (_Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
             self._set_aside(self.folder / "done.json", str(error))
         return None
@@ -621,6 +660,27 @@ class Cell:
         if problems:
             self._withdraw(commit, "; ".join(problems))
         return not problems
+
+    def _columns(self) -> Arrays | None:
+        """What tables read of a commit whose files are there; None where there is no such file for it, or it is damaged."""
+        data = _read_bytes(self.folder / columns.NAME)
+        commit = self._read_commit() if data is not None else None
+        if data is None or commit is None or not set(commit.files) <= set(_names(self.folder)):
+            return None
+        try:
+            found = _unpack(data, kind="columns", key=commit.identity, number=0)
+            if _rows(found) != commit.n:
+                return None
+            return columns.Columns(found, commit.types, self._all_arrays)
+        except (_Damaged, KeyError, TypeError):
+            return None
+
+    def _all_arrays(self) -> dict[str, np.ndarray]:
+        arrays = self._verified()
+        if arrays is None:
+            said = self.damage[-1] if self.damage else f"cell {self.key[:12]} is no longer done"
+            raise CorruptResult(said, hint=RERUN)
+        return arrays
 
     def _verified(self) -> dict[str, np.ndarray] | None:
         """The arrays of a commit that holds, byte for byte; None without one."""
@@ -678,14 +738,20 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if all(name in part for part in parts)}
 
 
-def _read_spec(data: bytes, key: str) -> dict[str, Any]:
+def _read_spec(data: bytes, key: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """The spec in a file. shared: parts of specs by their spelling; equal parts become one object, which is added there."""
     try:
-        text = canonical_json(json.loads(data))
-    except (ValueError, RecursionError, InvalidParameter) as error:
+        spec = dict(json.loads(data))
+        parts = {name: canonical_json(part) for name, part in sorted(spec.items())}
+    except (ValueError, TypeError, RecursionError, InvalidParameter) as error:
         raise _Damaged(f"no spec ({type(error).__name__}: {error})") from error
+    text = "{" + ",".join(f"{json.dumps(name)}:{part}" for name, part in parts.items()) + "}"
     if (found := hashlib.sha256(text.encode()).hexdigest()) != key:
         raise _Damaged(f"it is the spec of cell {found[:12]}, or it was changed")
-    return dict(json.loads(text))
+    for part in parts.values():
+        if part not in shared:
+            shared[part] = json.loads(part)
+    return {name: shared[part] for name, part in parts.items()}
 
 
 # The store
@@ -698,6 +764,7 @@ class Store:
         self.path = path
         self.read_only = read_only
         self.messages: list[str] = []
+        self._parts: dict[str, Any] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False) -> Store:
@@ -819,7 +886,7 @@ class Store:
         if data is None:
             return None
         try:
-            return Cell(self, folder.name, _read_spec(data, folder.name), folder.parent.parent.name)
+            return Cell(self, folder.name, _read_spec(data, folder.name, self._parts), folder.parent.parent.name)
         except _Damaged:
             Cell(self, folder.name, {}, folder.parent.parent.name)._spec_on_disk()  # sets it aside, with the commit
             return None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from robustbench_lite.errors import InvalidThreat, did_you_mean
@@ -80,16 +81,7 @@ class Threat:
         """Read a threat model; raises InvalidThreat, which says what is wrong and how it is written."""
         if not isinstance(text, str):
             raise InvalidThreat(f"threat {text!r}: expected text, not {type(text).__name__}", hint=_EXAMPLES)
-        norm, colon, rest = (piece.strip() for piece in text.partition(":"))
-        if norm == "union":
-            pieces = [piece.strip() for piece in _split_parts(rest)] if rest else []
-            balls = tuple(_parse_ball(text, piece) for piece in pieces)
-            return cls("union", 1.0, "+".join(map(str, balls)), _checked_parts(text, balls))
-        if norm == UNRESTRICTED:
-            if colon:
-                raise InvalidThreat(f"threat {text!r}: unrestricted has no radius", hint="write it alone: unrestricted")
-            return cls(UNRESTRICTED, 1.0)
-        return _parse_ball(text, norm + colon + rest)
+        return _parse(text)
 
     def __str__(self) -> str:
         return f"{self.norm}:{self.spelling}" if self.spelling else self.norm
@@ -202,6 +194,20 @@ def _length(delta: Tensor, norm: str) -> Tensor:
 def _split_parts(text: str) -> list[str]:
     """The parts of a union; a plus sign inside a number (``1e+2``) separates nothing."""
     return re.split(r"\+(?![\d.])", text)
+
+
+@cache  # every stored result names its threat model, and a store names few
+def _parse(text: str) -> Threat:
+    norm, colon, rest = (piece.strip() for piece in text.partition(":"))
+    if norm == "union":
+        pieces = [piece.strip() for piece in _split_parts(rest)] if rest else []
+        balls = tuple(_parse_ball(text, piece) for piece in pieces)
+        return Threat("union", 1.0, "+".join(map(str, balls)), _checked_parts(text, balls))
+    if norm == UNRESTRICTED:
+        if colon:
+            raise InvalidThreat(f"threat {text!r}: unrestricted has no radius", hint="write it alone: unrestricted")
+        return Threat(UNRESTRICTED, 1.0)
+    return _parse_ball(text, norm + colon + rest)
 
 
 def _parse_ball(text: str, ball: str) -> Threat:

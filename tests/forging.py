@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_lite.bundle.archive import member_of
+from robustbench_lite.bundle.archive import is_member, member_of
 from robustbench_lite.store import Cell, Store
 
 Arrays = dict[str, np.ndarray]
@@ -29,7 +29,11 @@ def named(store: Path, defense: str = "mean", attack: str = "shift") -> Cell:
 
 def sealed(folder: Path, manifest: dict[str, Any], path: Path) -> Path:
     """A bundle of a folder laid out as a store, with the right checksum for everything."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("lock", "manifest.json"))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "manifest.json" and is_member(p.relative_to(folder).as_posix())
+    )
     manifest["members"] = {p.relative_to(folder).as_posix(): member_of(p).model_dump() for p in files}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", json.dumps(manifest))

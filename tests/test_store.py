@@ -170,7 +170,13 @@ def test_layout_on_disk(store: Store) -> None:
     assert (store.path / "FORMAT").read_text() == "robustbench-lite store 1\n"
     assert json.loads((folder / "spec.json").read_text()) == SPEC
     names = {p.name for p in folder.iterdir()}
-    assert names == {"spec.json", "done.json", "attempts", *(f"shard-0000{i}.safetensors" for i in range(3))}
+    assert names == {
+        "spec.json",
+        "done.json",
+        "columns.safetensors",
+        "attempts",
+        *(f"shard-0000{i}.safetensors" for i in range(3)),
+    }
     (attempt,) = (folder / "attempts").iterdir()
     assert json.loads(attempt.read_text())["status"] == "done"
     assert [entry["shard"] for entry in json.loads(attempt.read_text())["progress"]] == [0, 1, 2]

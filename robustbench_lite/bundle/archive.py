@@ -173,6 +173,11 @@ def _entry(name: str, method: int) -> zipfile.ZipInfo:
     return info
 
 
+def is_member(name: str) -> bool:
+    """Whether a bundle holds files of that name; of a store, it leaves out what is derived and what is of one machine."""
+    return _NAME.fullmatch(name) is not None
+
+
 def member_of(path: Path) -> Member:
     """Size and checksum of a file."""
     with path.open("rb") as file:

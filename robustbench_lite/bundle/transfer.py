@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from robustbench_lite import __version__, incoming
-from robustbench_lite.bundle.archive import Opened, member_of, opened, pack
+from robustbench_lite.bundle.archive import Opened, is_member, member_of, opened, pack
 from robustbench_lite.bundle.contents import check_arrays, check_examples, check_spec
 from robustbench_lite.bundle.manifest import Manifest, Summary, asked_of
 from robustbench_lite.errors import CorruptResult, InvalidBundle, StoreError
@@ -41,7 +41,7 @@ def export_cells(cells: Sequence[Cell], path: Path, *, examples: bool = True, by
         store = Store.open(scratch)
         summaries = {cell.key: _exported(cell, store, examples=examples) for cell in cells}
         folder = Path(scratch)
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "lock")
+        names = sorted(n for p in folder.rglob("*") if p.is_file() and is_member(n := p.relative_to(folder).as_posix()))
         manifest = Manifest(
             created=_now(),
             by=by,

@@ -93,7 +93,7 @@ def _show_result(store: Path | None, name: str, dataset: str | None, threat: str
 
     limit = None if threat is None else Threat.parse(threat)
     cell = find_cell(open_store(store), name, dataset, limit)
-    found = account(cell.load_what_is_whole(), limit, cell.origin)
+    found = account(cell.load_for_tables(), limit, cell.origin)
     if as_json:
         print_json(found)
     else:

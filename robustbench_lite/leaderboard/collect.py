@@ -18,7 +18,7 @@ from robustbench_lite.errors import PluginError, RblError
 from robustbench_lite.leaderboard.lookup import Metric
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import REJECTED, CellResult, MetricValue
-from robustbench_lite.store import canonical_json
+from robustbench_lite.store import Spelling, canonical_json
 from robustbench_lite.threat import Threat
 
 Spec = Mapping[str, Any]
@@ -52,7 +52,7 @@ class Stored(Protocol):
     key: str
     spec: Spec
 
-    def load_what_is_whole(self) -> CellResult:
+    def load_for_tables(self) -> CellResult:
         """The result, with the arrays that could be read."""
 
 
@@ -142,17 +142,24 @@ class Group:
 def collect(cells: Iterable[Stored], note: Callable[[str], None]) -> list[Group]:
     """Sort cells into groups, in a fixed order. note: told of each cell whose record cannot be understood."""
     groups: dict[str, Group] = {}
+    spelled = Spelling()
+    known: dict[tuple[str, str, int], str] = {}
     for cell in cells:
         if problem := _problem(cell.spec):
             note(not_shown(cell.key, problem))
             continue
-        dataset = {key: cell.spec["dataset"][key] for key in _NEEDED["dataset"]}
-        asked = canonical_json({"dataset": dataset, "protocol": cell.spec["protocol"], "seed": cell.spec["seed"]})
-        groups.setdefault(asked, Group(json.loads(asked))).cells.append(
+        about = spelled(cell.spec["dataset"]), spelled(cell.spec["protocol"]), cell.spec["seed"]
+        if about not in known:
+            dataset = {key: cell.spec["dataset"][key] for key in _NEEDED["dataset"]}
+            known[about] = canonical_json({"dataset": dataset, "protocol": cell.spec["protocol"], "seed": cell.spec["seed"]})
+        asked = known[about]
+        if asked not in groups:
+            groups[asked] = Group(json.loads(asked))
+        groups[asked].cells.append(
             Asked(
                 stored=cell,
-                attack=canonical_json(cell.spec["attack"]),
-                defense=canonical_json(cell.spec["defense"]),
+                attack=spelled(cell.spec["attack"]),
+                defense=spelled(cell.spec["defense"]),
                 threat=Threat.parse(cell.spec["threat"]),
             )
         )
@@ -186,7 +193,7 @@ class Reader:
 
     def read(self, asked: Asked) -> Kept | None:
         """What is kept of a cell; None where it cannot be understood."""
-        cell = asked.stored.load_what_is_whole()
+        cell = asked.stored.load_for_tables()
         if cell.n and (absent := [name for name in (*_KEPT_ARRAYS, "rejected", "unstable") if name not in cell.arrays]):
             self._note(not_shown(cell.key, f"it has no array {', '.join(absent)}"))
             return None

@@ -170,7 +170,7 @@ def _attacks(group: Group, threat: Threat, cells: Sequence[Asked], a: str, b: st
 
 
 def _whole(cell: Asked) -> CellResult | None:
-    result = cell.stored.load_what_is_whole()
+    result = cell.stored.load_for_tables()
     return result if result.status == "done" and result.n else None
 
 

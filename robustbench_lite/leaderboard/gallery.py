@@ -76,7 +76,7 @@ def _first(cell: Illustrated, defense: str, attack: str, limit: float, skip: int
     for kept in cell.examples():
         if not {"index", "x", "x_adv"} <= set(kept) or kept["x"].ndim != 4 or kept["x"].shape[1] not in (1, 3):
             return None
-        result = result or cell.load_what_is_whole()
+        result = result or cell.load_for_tables()
         for index, clean, adversarial in zip(kept["index"].tolist(), kept["x"], kept["x_adv"], strict=True):
             row = _row(result, index, limit)
             if row is not None:

@@ -31,7 +31,7 @@ class Stored(Protocol):
     def spec(self) -> Spec:
         """What was asked."""
 
-    def load_what_is_whole(self) -> CellResult:
+    def load_for_tables(self) -> CellResult:
         """The result, with the arrays that could be read."""
 
 
@@ -91,7 +91,7 @@ def measured(stored: Iterable[Stored], resolve: Callable[[Spec], ResolvedMetric]
     found = []
     for each in stored:
         spec, value, direction, unit = each.spec, None, "none", ""
-        result = each.load_what_is_whole()
+        result = each.load_for_tables()
         note = "" if result.status == "done" else f"{result.status}: {result.reason or 'not finished'}"
         try:
             metric = resolve(spec["metric"])
@@ -148,7 +148,7 @@ def computed(table: Table, cells: Sequence[Stored], metrics: Sequence[ResolvedMe
         if _same(table, cell.spec) and _inside(Threat.parse(cell.spec["threat"]), table.threat):
             by_defense.setdefault(repr(cell.spec["defense"]), []).append(cell)
     for stored in by_defense.values():
-        results = [result for each in stored if (result := each.load_what_is_whole()).status == "done" and result.n]
+        results = [result for each in stored if (result := each.load_for_tables()).status == "done" and result.n]
         if not results:
             continue
         for metric in metrics:

@@ -185,7 +185,7 @@ def _entry(slot: Slot, reason: str, threat: Threat, asked: int | None, meter: Me
         if reason:
             return Entry(status=NOT_APPLICABLE, notes=(plain(f"does not apply: {reason}"),))
         return Entry(status="missing", notes=("missing: not run",))
-    key, origin = plain(kept.cell.key), slot.origin
+    key, origin = kept.cell.key, slot.origin
     if origin is not None and origin.status == REFUTED:
         return Entry(status=REFUTED, notes=(plain(f"refuted: {origin.said}"),), key=key, origin=origin)
     if slot.stale:

@@ -132,7 +132,7 @@ class Held:
     def spec(self) -> Mapping[str, Any]:
         return self.result.spec
 
-    def load_what_is_whole(self) -> CellResult:
+    def load_for_tables(self) -> CellResult:
         return self.result
 
 

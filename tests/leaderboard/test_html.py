@@ -269,7 +269,7 @@ class Illustrated:
     def __init__(self, result, images):
         self.key, self.spec, self.result, self.images = result.key, result.spec, result, images
 
-    def load_what_is_whole(self):
+    def load_for_tables(self):
         return self.result
 
     def examples(self):

@@ -501,7 +501,7 @@ def test_memory_holds_one_row_and_not_the_store(make_cell, tables):
         def __init__(self, i):
             self.key, self.spec, self.i = str(i), make_cell(f"d{i // 4}", f"a{i % 4}", n=1).spec, i
 
-        def load_what_is_whole(self):
+        def load_for_tables(self):
             return replace(make_cell(n=n), key=self.key, spec=self.spec)
 
     def peak(rows):
