@@ -24,7 +24,7 @@ from networks import Subject
 from torch import Tensor, nn
 
 from robustbench_lite.deployed import Deployed
-from robustbench_lite.registry import Entry
+from robustbench_lite.records import Entry
 from robustbench_lite.resolve import ResolvedAttack
 from robustbench_lite.results import REJECTED
 from robustbench_lite.runner import run_shard
