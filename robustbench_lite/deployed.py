@@ -272,7 +272,10 @@ class Deployed:
         noise = Randomness(key, ids)
         devices = [ids.device] if ids.is_cuda else []
         with keyed_draws(noise, draw), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(noise.seed_for("global", int(ids[0]), int(draw[0])))
+            seed = noise.seed_for("global", int(ids[0]), int(draw[0]))
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small network's pass
+            if ids.is_cuda:
+                torch.cuda.manual_seed(seed)
             yield
 
     def _in_chunks(self, n: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
