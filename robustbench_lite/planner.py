@@ -204,7 +204,7 @@ def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
     if classes < attack.declared.min_classes:
         return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
     for member in attack.members:
-        if reason := _unsupported(member, Threat.parse(_sized(attack, threat)), classes):
+        if reason := _unsupported(member, Threat.parse(sized(attack, threat)), classes):
             return f"member {member.label}: {reason}"
     return ""
 
@@ -250,7 +250,7 @@ def _composed(
     attack = asked.attack
     if isinstance(attack, _Unusable) or _unsupported(attack, threat, dataset.info.num_classes):
         return attack  # the cell says why
-    limits = Threat.parse(_sized(attack, threat))
+    limits = Threat.parse(sized(attack, threat))
     try:
         return compose(
             registry, attack, limits, dataset.info, overrides=protocol.attacks, weights=weights, dataset=dataset.label
@@ -490,12 +490,12 @@ def _spec(
         "dataset": dataset.spec(subset),
         "defense": defense.spec(),
         "attack": attack.spec(),
-        "threat": _sized(attack, threat),
+        "threat": sized(attack, threat),
         "seed": seed,
     }
 
 
-def _sized(attack: ResolvedAttack, threat: Threat) -> str:
+def sized(attack: ResolvedAttack, threat: Threat) -> str:
     """The threat model as the attack is given it: of a minimal-norm attack one cell serves every size."""
     return threat.norm if attack.declared.goal == "minimal-norm" else str(threat)
 

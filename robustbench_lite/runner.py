@@ -44,7 +44,7 @@ from robustbench_lite.resolve import (
     metric_from_spec,
 )
 from robustbench_lite.store import Cell, Store
-from robustbench_lite.target import Target, surrogate_targets
+from robustbench_lite.target import Target, Watch, surrogate_targets
 from robustbench_lite.threat import Threat
 from robustbench_lite.weights import state_hash
 
@@ -59,7 +59,10 @@ ENOUGH_TO_TELL = 64
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
-    """One cell to run, as JSON: what to run and how. ``files``: weights by checksum."""
+    """One cell to run, as JSON: what to run and how. ``files``: weights by checksum.
+
+    checks: names of checks to make of the spec's defense, in place of running a cell (``diagnostics/plan.py``).
+    """
 
     spec: Mapping[str, Any]
     key: str
@@ -72,6 +75,7 @@ class WorkItem:
     micro_batch: int | None = None
     keep_examples: int | str = 0
     files: Mapping[str, str] = field(default_factory=dict)
+    checks: Sequence[str] = field(default_factory=list)
 
     @property
     def defense(self) -> str:
@@ -309,10 +313,11 @@ def run_shard(
     ids: tuple[int, ...],
     number: int,
     surrogates: Sequence[Deployed] = (),
+    watch: Watch | None = None,
 ) -> ShardResult:
     """Attack and judge one shard. x: (n, C, H, W) in [0, 1], y: (n,), ids: indices into the test split.
 
-    surrogates: the defenses that the attack is crafted on.
+    surrogates: the defenses that the attack is crafted on. watch: shown all that the attack asks of its target.
 
     Random numbers depend on the seed, the attack's id and each example's id: not on parameters (so that a longer run
     continues a shorter one), nor on the defense (so that defenses meet the same draws), nor on other examples.
@@ -345,6 +350,7 @@ def run_shard(
         attack=attack.label,
         members=members_of(attack.members, number),
         surrogates=surrogate_targets(surrogates, ledger, key=key, ids=numbers[rows], eot=protocol["eot"]),
+        watch=watch,
     )
     rng = Randomness(f"{key}|attack", numbers[rows])
     proposal: object = None

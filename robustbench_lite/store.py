@@ -12,6 +12,8 @@
                              done.json              sizes and checksums of all of the above results: the commit
                              columns.safetensors    what tables read of them, derived (see ``columns.py``)
     <store>/measures/ab/ab12.../...                 the same for measurements: what metrics of models measured
+    <store>/verdicts/ab/ab12.../spec.json           what was asked about a model (see ``diagnostics/record.py``)
+                                zero-gradients.json what one check of it found
     <store>/examples/ab/ab12.../shard-00000.safetensors        adversarial examples, when kept
     <store>/quarantine/ab12.../                     files that could not be read, each with its reason
     <store>/incoming/...                            imports under way (see ``incoming.py``)
@@ -47,6 +49,7 @@ from pydantic import ValidationError
 from robustbench_lite import columns, incoming
 from robustbench_lite.errors import AmbiguousName, CorruptResult, InvalidParameter, StoreError, StoreFormatError, UnknownName
 from robustbench_lite.lease import (
+    LEASE,
     Process,
     is_temporary,
     make_folder,
@@ -64,7 +67,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FAILURES = ("error", "timeout", "out-of-memory", "crashed")
 OUTCOMES = ("done", "partial", *FAILURES)  # how an attempt can end; partial: stopped in good order before the last shard
-CELLS, MEASURES = "cells", "measures"  # folders: results of attacks, and of metrics of models
+CELLS, MEASURES, VERDICTS = "cells", "measures", "verdicts"  # folders: results of attacks, of metrics, of checks of models
 RERUN = "run the same `rbl run` command again: it sets the damaged file aside and computes only what is missing"
 
 _FORMAT_LINE = re.compile(r"robustbench-lite store (\d+)\s*")
@@ -77,6 +80,7 @@ _OURS = re.compile(
     r"|(cells|measures)/(?P<group>[0-9a-f]{2})/(?P=group)[0-9a-f]{62}/"
     rf"((spec|done|lease|origin)\.json|columns\.safetensors|{_SHARD.pattern}|{_SALVAGE.pattern}|attempts/{_ATTEMPT.pattern})"
     rf"|examples/(?P<of>[0-9a-f]{{2}})/(?P=of)[0-9a-f]{{62}}/{_SHARD.pattern}"
+    r"|verdicts/[0-9a-f]{2}/lock|verdicts/(?P<about>[0-9a-f]{2})/(?P=about)[0-9a-f]{62}/[a-z0-9-]+\.json"
 )
 
 Arrays = Mapping[str, np.ndarray]
@@ -783,7 +787,7 @@ class Store:
                 )
             make_folder(folder)
         _require_format(folder, create=create and not read_only)
-        for name in (CELLS, MEASURES, "examples", "quarantine"):
+        for name in (CELLS, MEASURES, VERDICTS, "examples", "quarantine"):
             if (folder / name).exists() and not (folder / name).is_dir():
                 raise StoreError(f"a file is in the way at {folder / name}", hint="move it elsewhere")
         if not read_only:
@@ -846,7 +850,27 @@ class Store:
             cell.salvaged()
             for _ in cell.examples():
                 pass
+        for path in sorted((self.path / VERDICTS).glob("*/*/*.json")):
+            if path.name != LEASE:
+                reader.read_record(path)
         return found + reader.messages
+
+    def read_record(self, path: Path) -> dict[str, Any] | None:
+        """What ``write_record`` wrote; None where there is nothing, or it is damaged: then it is set aside."""
+        data = _read_bytes(path)
+        if data is None:
+            return None
+        try:
+            return _unseal(data)
+        except _Damaged as error:
+            self.set_aside(path.parent.name, path, str(error))
+            return None
+
+    def write_record(self, path: Path, record: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Store a small record as JSON with a checksum of itself, atomically, in a folder that is made where it is missing."""
+        self.require_writable()
+        make_folder(path.parent)
+        write_file(path, _seal({"format": FORMAT, **record}), durable=durable)
 
     def require_writable(self) -> None:
         """Raise StoreError where the store was opened for reading."""

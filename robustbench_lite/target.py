@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ _ALLOWED = {
 
 # Stands for the rows of a call that did not say which examples its inputs belong to.
 NOBODY = torch.empty(0, dtype=torch.int64)
+
+
+class Watch(Protocol):
+    """Is shown what an attack asks of its target. rows (n,): which examples; None for all in order."""
+
+    def asked(self, rows: Tensor | None, x: Tensor, scores: Tensor) -> None:
+        """Points x (n, ...) and what the attack saw of them: scores (n, C)."""
+
+    def followed(self, rows: Tensor | None, gradient: Tensor) -> None:
+        """The gradient (n, ...) that it was given at points that it asked about."""
 
 
 class Target:
@@ -60,6 +70,7 @@ class Target:
         attack: str = "the attack",
         members: Sequence[Member] = (),
         surrogates: Sequence[Target] = (),
+        watch: Watch | None = None,
     ) -> None:
         self._deployed = deployed
         self._ledger = ledger
@@ -72,6 +83,7 @@ class Target:
         self._attack = attack
         self._members = tuple(members)
         self._surrogates = tuple(surrogates)
+        self._watch = watch
         self._member = 0
         self._keeps = True
         self._asked = Remembered(None), NOBODY
@@ -85,7 +97,7 @@ class Target:
         scores = self._deployed.graph(x, passes=self._eot, key=self._key, ids=ids, draw=draw)
         self._note(rows, x, scores.detach(), self._eot * self._deployed.forwards_per_gradient)
         if scores.requires_grad:
-            scores.register_hook(lambda _: self._count_backward(rows))  # type: ignore[no-untyped-call]
+            scores.register_hook(lambda _: self._count_backward(rows, None))  # type: ignore[no-untyped-call]
         return scores
 
     def logits(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -108,7 +120,7 @@ class Target:
         rows, ids, draw = self._admit(x, index, self._eot)
         scores, value, grad = self._deployed.loss_and_grad(x, loss, aux, passes=self._eot, key=self._key, ids=ids, draw=draw)
         self._note(rows, x, scores, self._eot * self._deployed.forwards_per_gradient)
-        self._count_backward(rows)
+        self._count_backward(rows, grad)
         return scores, value, grad
 
     def least_loss_and_grad(
@@ -126,7 +138,7 @@ class Target:
             x, losses, rank, aux, passes=self._eot, key=self._key, ids=ids, draw=draw
         )
         self._note(rows, x, scores, self._eot * self._deployed.forwards_per_gradient)
-        self._count_backward(rows, count)
+        self._count_backward(rows, grad, count)
         return scores, value, grad
 
     # What is known so far.
@@ -304,6 +316,8 @@ class Target:
         if rows is NOBODY:
             return
         self._ledger.add("forwards", rows, passes)
+        if self._watch is not None:
+            self._watch.asked(rows, x, scores)
         if self._keeps:
             self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None, self._member)
 
@@ -322,9 +336,11 @@ class Target:
             return surely_misclassified(stacked, ledger.y[owner], ledger.rejects)
         return misclassified(average(stacked), ledger.y[owner], ledger.rejects)
 
-    def _count_backward(self, rows: Tensor | None, times: int = 1) -> None:
+    def _count_backward(self, rows: Tensor | None, gradient: Tensor | None, times: int = 1) -> None:
         if rows is not NOBODY:
             self._ledger.add("backwards", rows, times * self._eot)
+            if self._watch is not None and gradient is not None:
+                self._watch.followed(rows, gradient)
 
     def _mine(self, values: Tensor) -> Tensor:
         return values.clone() if self._rows is None else values[self._rows]
