@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from robustbench_lite import losses
+from robustbench_lite.diagnostics.behaviour import autograd_calls
 from robustbench_lite.errors import RblError
 from robustbench_lite.registry import Registry
 from robustbench_lite.resolve import ResolvedDefense
@@ -166,7 +164,7 @@ def global_generator_unused(subject: DefenseSubject) -> None:
 @_check
 def no_autograd_inside(subject: DefenseSubject) -> None:
     """A forward pass calls no autograd: a model that optimises its input is attacked on what it hides."""
-    with _autograd_calls() as calls:
+    with autograd_calls() as calls:
         subject.logits(subject.module, subject.x[:2])
     if calls:
         raise Failed(
@@ -264,27 +262,3 @@ def _no_gradient(resolved: ResolvedDefense) -> str:
     if not resolved.differentiable:
         return "let surrogate(x) return logits with a useful gradient (robustbench_lite.bpda helps)"
     return "declare differentiable=False and give the module a method surrogate(x) (robustbench_lite.bpda helps)"
-
-
-@contextmanager
-def _autograd_calls() -> Iterator[list[str]]:
-    """Names of the autograd functions that are called while this lasts."""
-    calls: list[str] = []
-    places: tuple[tuple[Any, str, str], ...] = (
-        (torch.autograd, "grad", "torch.autograd.grad"),
-        (torch.autograd, "backward", "torch.autograd.backward"),
-        (Tensor, "backward", "Tensor.backward"),
-        (torch.func, "grad", "torch.func.grad"),
-    )
-
-    def noted(original: Any, name: str) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            calls.append(name)
-            return original(*arguments, **named)
-
-        return call
-
-    with ExitStack() as stack:
-        for owner, attribute, name in places:
-            stack.enter_context(mock.patch.object(owner, attribute, noted(getattr(owner, attribute), name)))
-        yield calls
