@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,7 @@ def make_tables(
 
     Beside each stand the published entries of its data set and threat model.
     """
+    from robustbench_lite.diagnostics.record import stored_verdicts
     from robustbench_lite.leaderboard import about_from, build_tables, metric_from
     from robustbench_lite.published import stored_entries
 
@@ -163,6 +165,7 @@ def make_tables(
         about=about_from(registry),
         naive=_naive_from(registry),
         not_applicable=_not_applicable([cell.spec for cell in cells]),
+        verdicts=partial(stored_verdicts, store),
         threats=extra,
         stale=stale,
         origin=lambda key: by_key[key].origin,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from robustbench_lite.diagnostics.runs import Run
 from robustbench_lite.errors import PluginError, RblError
 from robustbench_lite.leaderboard.lookup import Metric
 from robustbench_lite.leaderboard.text import plain
@@ -111,7 +112,7 @@ class Kept:
     """What is kept of a cell: a CellResult with four arrays (five, where an attack is made of others), and scalars.
 
     done: it holds the examples it should. scalars: of a done cell, ``forwards``, ``backwards`` and ``seconds`` where their
-    metrics gave a number, ``median`` for a minimal-norm attack.
+    metrics gave a number, ``median`` for a minimal-norm attack. run: of a done cell, what checks of results look at.
     """
 
     asked: Asked
@@ -119,6 +120,7 @@ class Kept:
     done: bool = False
     notes: tuple[str, ...] = ()
     scalars: Mapping[str, MetricValue] = field(default_factory=dict)
+    run: Run | None = None
 
 
 @dataclass
@@ -203,12 +205,14 @@ class Reader:
             arrays["index"] = self._indices.setdefault(arrays["index"].tobytes(), arrays["index"])
         done = cell.status == "done" and cell.n > 0
         notes, scalars = self._scalars(cell, asked.threat) if done else ([], {})
+        kept = replace(cell, arrays=arrays, environment={})
         return Kept(
             asked=asked,
-            cell=replace(cell, arrays=arrays, environment={}),
+            cell=kept,
             done=done,
             notes=tuple(map(plain, notes)),
             scalars=scalars,
+            run=Run.of(cell, kept) if done else None,
         )
 
     def _scalars(self, cell: CellResult, threat: Threat) -> tuple[list[str], dict[str, MetricValue]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -81,6 +82,7 @@ def _row(table: Leaderboard, row: Row) -> dict[str, Any]:
         "cost": {"forwards": row.cost.forwards, "backwards": row.cost.backwards, "seconds": row.cost.seconds},
         "not_ranked_because": list(row.unranked),
         "flags": list(row.flags),
+        "verdicts": [asdict(verdict) for verdict in row.verdicts],
         "notes": list(row.notes),
         "provenance": row.provenance,
     }

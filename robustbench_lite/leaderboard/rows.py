@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from robustbench_lite.curves import robust_curve
+from robustbench_lite.diagnostics.catalogue import combine, said
+from robustbench_lite.diagnostics.runs import Case, check_results
 from robustbench_lite.errors import RblError
 from robustbench_lite.leaderboard.collect import Kept, Meter, Spec
 from robustbench_lite.leaderboard.lookup import About
@@ -19,11 +21,16 @@ from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.provenance import REFUTED, SELF_REPORTED, Origin
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
+from robustbench_lite.verdict import Verdict
 
 RECONSTRUCTED = "a reconstruction: rebuilt from a description that leaves something open, so not quite the published method"
 UNVERIFIED = "self-reported, and not verified: rbl verify"
 CURVE_POINTS = 64
 CURVE_REACH = 2.0  # times the table's radius: as far as a curve is shown
+
+
+# The stored verdicts on the model of a cell's spec, under a threat model.
+Checked = Callable[[Spec, Threat], Sequence[Verdict]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,7 @@ class Context:
     naive: Sequence[str]
     not_applicable: Mapping[tuple[str, str], str]
     flags: Mapping[str, Sequence[str]]
+    verdicts: Checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,7 @@ def draft(
     spec: Spec,
     slots: Sequence[Slot],
     others: Sequence[Kept],
+    checked: Sequence[Kept],
     threat: Threat,
     asked: int | None,
     context: Context,
@@ -77,7 +86,8 @@ def draft(
 ) -> Draft:
     """The row of one defense. slots: one for each column; others: its results under any threat model, for its curve.
 
-    asked: how many examples the results should hold. stale: why the whole row is out of date.
+    checked: those of them that checks look at. asked: how many examples the results should hold. stale: why the whole row is
+    out of date.
     """
     entries: list[Entry] = []
     used: list[Kept] = []
@@ -90,6 +100,9 @@ def draft(
     flags = [plain(flag) for flag in context.flags.get(spec["label"], ())]
     declared = _declared(spec, context.about)
     notes = _standing_notes(spec, declared) + _origin_notes(entries)
+    verdicts = _verdicts(used, checked, threat, context)
+    flags += [said(verdict) for verdict in verdicts if verdict.outcome == "fail"]
+    notes += [said(verdict) for verdict in verdicts if verdict.outcome == "warn"]
     meter = context.meter
     worst: MetricValue | None = None
     try:
@@ -100,11 +113,11 @@ def draft(
     except RblError as error:
         flags.append(plain(error.message))
     if changed := _clean_changes(used):
-        said = f"unstable clean predictions: {changed} example{'s' * (changed != 1)} right in one cell and wrong in another"
+        unstable = f"unstable clean predictions: {changed} example{'s' * (changed != 1)} right in one cell and wrong in another"
         if spec["stochastic"]:
-            notes.append(f"{said}, as is to be expected of a stochastic defense")
+            notes.append(f"{unstable}, as is to be expected of a stochastic defense")
         else:
-            flags.append(f"{said}, though the defense is declared deterministic")
+            flags.append(f"{unstable}, though the defense is declared deterministic")
     row = Row(
         rank=None,
         defense=label,
@@ -122,6 +135,7 @@ def draft(
         cost=Cost(forwards=_sum("forwards", used), backwards=_sum("backwards", used), seconds=_sum("seconds", used)),
         curve=_curve(others, threat),
         flags=tuple(flags),
+        verdicts=verdicts,
         notes=tuple(notes),
         stale=plain(stale),
     )
@@ -129,6 +143,16 @@ def draft(
         return Draft(row=row)
     robust = np.logical_and.reduce([k.cell.robust(threat) for k in used])
     return Draft(row=row, index=used[0].cell.arrays["index"], robust=robust)
+
+
+def _verdicts(used: Sequence[Kept], checked: Sequence[Kept], threat: Threat, context: Context) -> tuple[Verdict, ...]:
+    """What checks of the results in this norm and of the model found, with texts made safe to show."""
+    if not used:
+        return ()
+    index, inside = used[0].cell.arrays["index"], [k for k in checked if k.cell.threat.norm == threat.norm]
+    runs = [k.run for k in inside if k.run is not None and np.array_equal(k.cell.arrays["index"], index)]
+    found = combine(check_results(Case(threat, tuple(runs))), context.verdicts(used[0].cell.spec, threat))
+    return tuple(replace(v, check=plain(v.check), evidence=plain(v.evidence), advice=plain(v.advice)) for v in found)
 
 
 def _declared(spec: Spec, about: Callable[[str], About]) -> About:

@@ -19,7 +19,7 @@ from robustbench_lite.leaderboard.labels import distinct_labels
 from robustbench_lite.leaderboard.lookup import About, Metric
 from robustbench_lite.leaderboard.model import Attack, Leaderboard, Row
 from robustbench_lite.leaderboard.ranking import shared_ranks
-from robustbench_lite.leaderboard.rows import Context, Draft, Slot, draft, why_unranked
+from robustbench_lite.leaderboard.rows import Checked, Context, Draft, Slot, draft, why_unranked
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.provenance import REFUTED, SELF_REPORTED, Origin, status_of
 from robustbench_lite.specs import NORMS
@@ -41,6 +41,7 @@ def build_tables(
     about: Callable[[str], About] = lambda identifier: About(),
     not_applicable: Mapping[tuple[str, str], str] | None = None,
     flags: Mapping[str, Sequence[str]] | None = None,
+    verdicts: Checked = lambda spec, threat: (),
     naive: Callable[[str, int], Sequence[str]] = lambda protocol, version: (),
     threats: Iterable[Threat] = (),
     stale: Stale = lambda spec: {},
@@ -55,11 +56,13 @@ def build_tables(
     naive, by its name and version.
 
     not_applicable: (defense label, attack label) -> reason, for attacks that cannot be run on a defense: a dash that costs no
-    rank. flags: defense label -> what makes its numbers untrustworthy: costs the rank. threats: radii to make tables for, where
-    only minimal-norm cells exist. stale: why a result is out of date, which costs the rank too. An attack's older version is
-    only said to be there, where other rows have a result of the newer, and is passed over where none has. origin: of a result,
-    by its key. Imported results that are not verified cost the rank, unless rank_self_reported; refuted ones have no number. An
-    attack that only such results are of gets no column where others have one, so that nobody's bundle costs others their ranks.
+    rank. flags: defense label -> what makes its numbers untrustworthy: costs the rank. verdicts: what checks of a model found,
+    by the spec of a cell and the threat model (``diagnostics.record``); those of results are made here. threats: radii to make
+    tables for, where only minimal-norm cells exist. stale: why a result is out of date, which costs the rank too. An attack's
+    older version is only said to be there, where other rows have a result of the newer, and is passed over where none has.
+    origin: of a result, by its key. Imported results that are not verified cost the rank, unless rank_self_reported; refuted
+    ones have no number. An attack that only such results are of gets no column where others have one, and no check looks at
+    them where there are others, so that nobody's bundle costs others their ranks.
     note: told, in words, of results that are in no table.
 
     Raises UsageError where a metric is not installed.
@@ -70,6 +73,7 @@ def build_tables(
         naive=(),
         not_applicable=not_applicable or {},
         flags=flags or {},
+        verdicts=verdicts,
     )
     extra = list(threats)
     reader = Reader(context.meter, note)
@@ -155,11 +159,14 @@ def _tables(
         outdated = _first(why[cells[0].stored.key], "dataset", "defense")
         found = [kept for cell in cells if (kept := reader.read(cell)) is not None]
         fresh = [kept for kept in found if "attack" not in why[kept.cell.key] and not trust.refuted(kept.cell.key)]
+        checked = [kept for kept in fresh if trust.believed(kept.cell.key)] or fresh
         for threat in threats:
             if defense not in labels[threat]:
                 continue
             slots = _slots([kept for kept in found if kept.asked.under(threat)], columns[threat], why, trust)
-            drafts[threat].append(draft(labels[threat][defense], spec, slots, fresh, threat, asked, context, stale=outdated))
+            drafts[threat].append(
+                draft(labels[threat][defense], spec, slots, fresh, checked, threat, asked, context, stale=outdated)
+            )
             counts[threat] += [slot.kept.cell.n for slot in slots if slot.kept is not None and slot.kept.done]
     return [
         Leaderboard(
