@@ -45,8 +45,9 @@ class Protocol(BaseModel):
 
     datasets: rules by the data set's short name; others follow ``default``. eot: draws that a gradient or a score of a
     stochastic defense is averaged over. eval_draws: fresh draws by which the judge decides. budget: queries per example, or
-    None. attacks: parameters by attack id, for attacks that are named without parameters of their own. naive: ids of the
-    attacks that papers evaluate with and that know nothing of a defense; tables show what they leave beside the worst case.
+    None. diagnose: whether a run also makes the expensive checks of its defenses, which change no number. attacks:
+    parameters by attack id, for attacks that are named without parameters of their own. naive: ids of the attacks that papers
+    evaluate with and that know nothing of a defense; tables show what they leave beside the worst case.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class Protocol(BaseModel):
     eot: Positive = 1
     eval_draws: Positive = 1
     budget: Positive | None = None
+    diagnose: bool = False
     attacks: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     naive: tuple[str, ...] = ()
 

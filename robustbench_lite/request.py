@@ -75,7 +75,8 @@ class RunRequest(BaseModel):
 
     store, data: folders. device: auto, cpu, or devices joined by commas. workers: per CPU; one per GPU. timeout: seconds a
     cell may take. keep_examples: store clean and adversarial images of so many beaten examples of a cell, or of all examples.
-    shard: i/n, every n-th cell, for job arrays that share a store. plugin: one-file plugins.
+    shard: i/n, every n-th cell, for job arrays that share a store. diagnose: whether to make the expensive checks of the
+    defenses, too; None as the protocol says. plugin: one-file plugins.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +100,7 @@ class RunRequest(BaseModel):
     micro_batch: Positive | None = None
     keep_examples: Annotated[Annotated[int, Field(ge=0)] | Literal["all"], BeforeValidator(_kept)] = 0
     shard: str | None = None
+    diagnose: bool | None = None
     plugin: Annotated[tuple[Path, ...], BeforeValidator(_files)] = ()
 
     @property

@@ -31,6 +31,7 @@ COMMANDS = {
     "export": ("export", "Put results into one file, a bundle, for others to import and verify."),
     "import": ("import_", "Take in somebody's bundle, or published entries of RobustBench."),
     "verify": ("verify", "Judge somebody's results again, on the defense that is installed here."),
+    "diagnose": ("diagnose", "Look for signs that a defense only seems robust, or that an attack fails."),
     "status": ("status", "What a store holds, what failed and who is at work."),
     "list": ("list", "List attacks, defenses, data sets, metrics or protocols."),
     "show": ("show", "Everything about one plugin object, or one stored result."),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lite.cli.app import App, counted, json_option, print_json, print_table
-from robustbench_lite.cli.run import read_request, request_options
+from robustbench_lite.cli.run import read_request, request_options, wants_expensive
 
 if TYPE_CHECKING:
+    from robustbench_lite.diagnostics.plan import PlannedChecks
     from robustbench_lite.planner import Plan
     from robustbench_lite.request import RunRequest
 
@@ -27,18 +29,22 @@ def command(app: App, /, as_json: bool, **options: Any) -> None:
 
 def show_plan(app: App, request: RunRequest, as_json: bool) -> None:
     """Plan a request with what its store holds, and print the plan."""
+    from robustbench_lite.diagnostics.plan import plan_checks
     from robustbench_lite.planner import make_plan
     from robustbench_lite.store import Store
 
     empty = not request.store.exists() or (request.store.is_dir() and not any(request.store.iterdir()))
     store = None if empty else Store.open(request.store, create=False, read_only=True)
-    print_plan(make_plan(request, app.registry(), store), as_json)
+    plan = make_plan(request, app.registry(), store)
+    print_plan(plan, plan_checks(plan.cells, store, expensive=wants_expensive(request, plan)), as_json)
 
 
-def print_plan(plan: Plan, as_json: bool) -> None:
-    """A row per cell, and how many there are of each state."""
+def print_plan(plan: Plan, checks: Sequence[PlannedChecks], as_json: bool) -> None:
+    """A row per cell, and how many there are of each state; then the checks that are still to be made."""
+    unchecked = [each for each in checks if each.checks]
     if as_json:
-        print_json({"cells": [cell.to_json() for cell in plan.cells], "counts": plan.counts()})
+        planned = [{"label": each.label, "key": each.key, "checks": list(each.checks)} for each in unchecked]
+        print_json({"cells": [cell.to_json() for cell in plan.cells], "counts": plan.counts(), "checks": planned})
         return
     rows = [
         (
@@ -57,3 +63,8 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     print_table(rows, headers, "nothing to do")
     counts = ", ".join(f"{n} {state}" for state, n in sorted(plan.counts().items()))
     click.echo(f"\n{counted(len(plan.cells), 'cell')}{': ' * bool(counts)}{counts}")
+    models: dict[tuple[str, ...], list[str]] = {}
+    for each in unchecked:
+        models.setdefault(each.checks, []).append(each.model)
+    for names, labels in models.items():
+        click.echo(f"checks of {', '.join(labels)}: {', '.join(names)}")

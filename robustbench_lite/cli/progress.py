@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from robustbench_lite.cli.app import counted
+from robustbench_lite.cli.app import counted, warn
 
 if TYPE_CHECKING:
     from robustbench_lite.planner import Plan
@@ -45,8 +46,9 @@ class Progress:
         self._task = self._bar.add_task("running", total=self._total)
 
     def __enter__(self) -> Progress:
-        self._line(f"running {counted(self._cells, 'cell')}, {counted(self._total, 'shard')}")
-        self._bar.start()
+        if self._cells:
+            self._line(f"running {counted(self._cells, 'cell')}, {counted(self._total, 'shard')}")
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -79,3 +81,28 @@ class Progress:
         else:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+class CheckReporter:
+    """Says what checks of models found: a line for each that costs the rank, and one for each model when it is done.
+
+    count: of how many models (under a threat model, where they are attacked) something is still to be found out.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._finished = count, 0
+        self._outcomes: dict[str, Counter[str]] = {}
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event of a set of checks."""
+        label, found = event["label"], self._outcomes.setdefault(event["key"], Counter())
+        if event["event"] == "verdict":
+            found[event["outcome"]] += 1
+            if event["outcome"] == "fail":
+                warn(f"{label}: {event['code']} {event['check']}: {event['evidence']}")
+        elif event["event"] == "finished" and event["status"] != "busy":
+            self._finished += 1
+            said = ", ".join(f"{number} {outcome}" for outcome, number in sorted(found.items()))
+            if event["status"] not in ("done", "cached"):
+                said = f"{event['status']}: {(event['reason'].splitlines() or [''])[0]}"
+            warn(f"[{self._finished}/{self._count}] {label}: {said or 'made by another run'}")

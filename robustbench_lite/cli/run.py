@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from robustbench_lite.cli.app import App, counted, json_option, print_json, warn
 from robustbench_lite.request import RunRequest, load_request
 
 if TYPE_CHECKING:
+    from robustbench_lite.diagnostics.plan import PlannedChecks
     from robustbench_lite.planner import Plan
 
 
@@ -46,6 +47,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="[N]",
             help="Store images, too: of the first N examples that a cell beats, or of all examples [0].",
         ),
+        click.option("--diagnose/--no-diagnose", default=None, help="Make the expensive checks, too [as the protocol says]."),
         click.option("--shard", metavar="I/N", help="Run every N-th cell only, for job arrays that share a store."),
     ]
     for option in reversed(options):
@@ -83,6 +85,7 @@ def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **optio
         show_plan(app, request, as_json)
         return 0
 
+    from robustbench_lite.diagnostics.plan import plan_checks
     from robustbench_lite.planner import make_plan
     from robustbench_lite.store import Store
 
@@ -91,33 +94,50 @@ def command(app: App, /, dry_run: bool, out: Path | None, as_json: bool, **optio
     for cell in plan.cells:
         if cell.state == "cached":  # nobody works on it again: the others are tidied up by who does
             store.cell(cell.spec).tidy_up()
-    statuses = _execute(app, request, plan)
+    checks = plan_checks(plan.cells, store, expensive=wants_expensive(request, plan))
+    statuses = _execute(app, request, plan, checks)
     for message in store.messages:
         warn(message)
     registry.notify("rbl_run_finished", store=str(request.store), counts=_count(statuses))
     return _report(app, request, plan, statuses, out, as_json)
 
 
-def _execute(app: App, request: RunRequest, plan: Plan) -> dict[str, tuple[str, str]]:
-    """Run the plan's open cells; returns (status, reason) by key. Raises KeyboardInterrupt after saying what is kept."""
-    from robustbench_lite.cli.progress import Progress
+def wants_expensive(request: RunRequest, plan: Plan) -> bool:
+    """Whether the run makes the expensive checks, too: as it was asked, or else as its protocol says."""
+    return plan.protocol.diagnose if request.diagnose is None else request.diagnose
+
+
+def _execute(app: App, request: RunRequest, plan: Plan, checks: Sequence[PlannedChecks]) -> dict[str, tuple[str, str]]:
+    """Run the plan's open cells and make the open checks; returns (status, reason) by key, of cells only.
+
+    Raises KeyboardInterrupt after saying what is kept.
+    """
+    from robustbench_lite.cli.progress import CheckReporter, Progress
     from robustbench_lite.executors import make_executor
     from robustbench_lite.executors.slots import find_slots
     from robustbench_lite.runner import WorkItem
 
     todo = [cell for cell in plan.cells if cell.to_run]
+    unchecked = [each for each in checks if each.checks]
     statuses: dict[str, tuple[str, str]] = {}
-    if not todo:
-        if stored := sum(cell.state == "cached" for cell in plan.cells):
-            warn(f"nothing left to run: {counted(stored, 'cell')} stored")
+    if not todo and (stored := sum(cell.state == "cached" for cell in plan.cells)):
+        warn(f"nothing left to run: {counted(stored, 'cell')} stored")
+    if not todo and not unchecked:
         return statuses
-    slots = find_slots(request.device, request.workers, len(todo))
+    if not todo:
+        warn(f"{counted(len(unchecked), 'set')} of checks still to be made")
+    slots = find_slots(request.device, request.workers, len(todo) + len(unchecked))
     items = [WorkItem.of(cell, request, slots[0].device) for cell in todo]
     specs = {item.key: item.spec for item in items}
+    items += [each.work_item(request, slots[0].device) for each in unchecked]  # a worker keeps to the model it has loaded
     executor = make_executor(request.executor, slots, timeout=request.timeout, plugins=request.plugin)
+    reporter = CheckReporter(len(unchecked))
     with Progress(plan) as progress, _terminated_as_interrupted():
 
         def emit(event: dict[str, Any]) -> None:
+            if event["key"] not in specs:
+                reporter.show(event)
+                return
             progress.show(event)
             if event["event"] == "finished" and event["status"] != "busy":
                 statuses[event["key"]] = (event["status"], event["reason"])

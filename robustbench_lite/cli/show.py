@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import click
 
 from robustbench_lite.cli.app import App, json_option, open_store, print_json, print_table, store_option
 from robustbench_lite.cli.model_card import find_cards, show_card
-from robustbench_lite.cli.show_result import find_cell, may_be_a_result, print_account
+from robustbench_lite.cli.show_result import find_cell, may_be_a_result, print_account, print_checks
 from robustbench_lite.errors import RblError, UnknownName, UsageError, did_you_mean
 from robustbench_lite.specs import TRAINABLE, DefenseSpec
 
@@ -88,16 +88,21 @@ def _is_registered(registry: Registry, name: str) -> bool:
 
 
 def _show_result(store: Path | None, name: str, dataset: str | None, threat: str | None, as_json: bool) -> None:
+    from robustbench_lite.diagnostics.record import known_verdicts
     from robustbench_lite.leaderboard.account import account
     from robustbench_lite.threat import Threat
 
     limit = None if threat is None else Threat.parse(threat)
-    cell = find_cell(open_store(store), name, dataset, limit)
-    found = account(cell.load_for_tables(), limit, cell.origin)
+    opened = open_store(store)
+    cell = find_cell(opened, name, dataset, limit)
+    result = cell.load_for_tables()
+    found = account(result, limit, cell.origin)
+    verdicts = known_verdicts(opened, cell.spec, limit or result.threat)
     if as_json:
-        print_json(found)
+        print_json(found | {"verdicts": [asdict(verdict) for verdict in verdicts]})
     else:
         print_account(found)
+        print_checks(verdicts)
 
 
 def _protocol(registry: Registry, name: str, kind: str | None) -> Protocol | None:
@@ -124,6 +129,7 @@ def _show_protocol(protocol: Protocol, as_json: bool) -> None:
     facts: list[tuple[str, Any]] = [("paper", protocol.reference)] if protocol.reference else []
     facts += protocol.settings().items()
     facts += [("naive", ", ".join(protocol.naive))] if protocol.naive else []
+    facts += [("diagnose", "expensive checks, too")] * protocol.diagnose
     for attack, values in protocol.attacks.items():
         facts.append((attack, ", ".join(f"{key}={value}" for key, value in values.items())))
     print_table(facts, ("", ""), "")

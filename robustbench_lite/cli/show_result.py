@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lite.cli.app import print_table
+from robustbench_lite.cli.verdicts import print_verdicts
 from robustbench_lite.errors import AmbiguousName, UnknownName, did_you_mean
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_lite.store import Cell, Store
+    from robustbench_lite.verdict import Verdict
 
 UNDER = " under "
 _KEY = re.compile(r"[0-9a-f]{4,64}")
@@ -84,6 +87,18 @@ def print_account(found: Mapping[str, Any]) -> None:
         for c in numbers["classes"]
     ]
     print_table(rows, ("class", "n", "right", "robust", "beaten ones are taken for"), "")
+
+
+def print_checks(verdicts: Sequence[Verdict]) -> None:
+    """What checks of the defense found: those that raise something one by one, of the others how many there are."""
+    if not verdicts:
+        return
+    raised = [verdict for verdict in verdicts if verdict.outcome in ("fail", "warn")]
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    said = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+    click.echo(f"\nChecks of the defense: {said}\n" if raised else f"\nChecks of the defense: {said}")
+    if raised:
+        print_verdicts(raised, "")
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:

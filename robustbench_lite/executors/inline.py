@@ -14,8 +14,9 @@ from typing import Any
 
 from robustbench_lite.errors import CellFailed
 from robustbench_lite.executors.slots import Slot
+from robustbench_lite.executors.work import run_item
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.runner import Workbench, WorkItem, prepare_torch, run_cell
+from robustbench_lite.runner import Workbench, WorkItem, prepare_torch
 
 # How long to wait before asking again for a cell that another run is working on.
 POLL_SECONDS = 0.5
@@ -40,7 +41,7 @@ class InlineExecutor:
             busy = []
             for item in waiting:
                 with contextlib.redirect_stdout(sys.stderr), _alarm(self._timeout):
-                    if run_cell(item, bench, emit) == "busy":
+                    if run_item(item, bench, emit) == "busy":
                         busy.append(item)
             waiting = busy
             if waiting:

@@ -49,14 +49,15 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
 
+    from robustbench_lite.executors.work import run_item
     from robustbench_lite.registry import load
-    from robustbench_lite.runner import Workbench, WorkItem, prepare_torch, run_cell
+    from robustbench_lite.runner import Workbench, WorkItem, prepare_torch
 
     prepare_torch(options.device, options.threads or None)
     bench = Workbench(load(options.plugin))
     emit({"event": "ready", "pid": os.getpid()})
     while True:
-        run_cell(WorkItem(**items.get()), bench, emit)
+        run_item(WorkItem(**items.get()), bench, emit)
 
 
 if __name__ == "__main__":
