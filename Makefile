@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 PLUGINS := rbl-attacks rbl-defenses rbl-datasets rbl-metrics
 BIN    := $(VENV)/bin
+MNIST  := $(foreach defense,standard pgd-at trades ar-at,$(defense)[width=8,epochs=4])
 READY  := $(VENV)/.installed-editable
 
 export RBL_HOME ?= $(CURDIR)/.rbl/home
 export RBL_STORE ?= $(CURDIR)/.rbl/results
 
-.PHONY: setup leaderboard test test-slow lint format weights clean
+.PHONY: setup leaderboard mnist test test-slow lint format weights clean
 
 setup: $(READY)
 
@@ -20,6 +21,14 @@ $(READY): pyproject.toml constraints.txt $(PLUGINS:%=plugins/%/pyproject.toml)
 
 leaderboard: $(READY)
 	$(BIN)/rbl run --defense all --attack all --out leaderboards
+
+# Needs the data (RBL_DATA, or they are downloaded) and hours on two cores: trains what is missing, then runs or goes on.
+mnist: $(READY)
+	for defense in $(MNIST:%='%'); do \
+		$(BIN)/rbl show "$$defense" --dataset mnist | grep -q sha256 || $(BIN)/rbl train "$$defense" --dataset mnist --threads 1 --resume || exit 1; \
+	done
+	$(BIN)/rbl run --protocol standard --dataset mnist --threat linf:0.3 --n 1000 $(MNIST:%=--defense '%') \
+		--attack fgsm,bim,pgd,apgd-ce,square,autoattack --out leaderboards
 
 weights: $(READY)
 	$(BIN)/python plugins/rbl-defenses/make_weights.py
