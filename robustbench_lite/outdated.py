@@ -84,10 +84,10 @@ class Outdated:
             yield name, f"{name} {self._spelled(part)}"
 
     def _version(self, kind: str, part: Spec) -> str:
-        try:
-            installed = self._registry.get(kind, part["id"]).spec.version
-        except RblError:
+        entry = self._registry.find(kind, part["id"])
+        if entry is None:
             return ""
+        installed = entry.spec.version
         if installed != part["version"]:
             return f"{kind} {part['id']} was of version {part['version']}, installed is version {installed}"
         inner = [(kind, part["base"])] if part.get("base") else []

@@ -114,6 +114,10 @@ class Registry:
         broken = " (some plugins are broken: rbl plugins)" if any(p.severity == "error" for p in self.problems) else ""
         raise UnknownName(f"unknown {kind} {name!r}{'; ' + near if near else ''}", hint=f"rbl list {kind}s{broken}")
 
+    def find(self, kind: str, identifier: str) -> Entry | None:
+        """The object with exactly this id; None where there is none, without looking for what may have been meant."""
+        return self._table(kind).get(identifier)
+
     def _table(self, kind: str) -> dict[str, Entry]:
         if kind not in self._entries:
             near = did_you_mean(kind, KINDS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robustbench_lite.errors import RblError, UnknownName, UsageError
+from robustbench_lite.errors import UnknownName, UsageError
 from robustbench_lite.results import MetricValue
 from robustbench_lite.threat import Threat
 
@@ -47,10 +47,10 @@ def about_from(registry: Registry) -> Callable[[str], About]:
     """What is declared of a defense, by its id (``"rbl/pgd-at"``); nothing where its plugin is not installed."""
 
     def find(identifier: str) -> About:
-        try:
-            spec = registry.get("defense", identifier).spec
-        except RblError:
+        entry = registry.find("defense", identifier)
+        if entry is None:
             return About()
+        spec = entry.spec
         return About(reference=spec.reference, **{n: getattr(spec, n, "") for n in ("fidelity", "extra_data")})
 
     return find
