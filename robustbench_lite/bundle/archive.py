@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from robustbench_lite.bundle.manifest import Manifest, Member, parse_manifest
-from robustbench_lite.errors import InvalidBundle
+from robustbench_lite.errors import InvalidBundle, StoreError
 from robustbench_lite.lease import storage_error
 from robustbench_lite.store import Store
 
@@ -57,13 +57,21 @@ def opened(path: Path) -> Iterator[Opened]:
         with tempfile.TemporaryDirectory(prefix="rbl-bundle-") as folder, path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             manifest = _unpack(file, Path(folder))
-            yield Opened(path=path, sha256=sha256, manifest=manifest, store=Store.open(folder, create=False, read_only=True))
+            yield Opened(path=path, sha256=sha256, manifest=manifest, store=_store(Path(folder)))
     except InvalidBundle as error:
         if error.message.startswith(f"{path}: "):
             raise
         raise InvalidBundle(f"{path}: {error.message}", hint=error.hint) from error
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+def _store(folder: Path) -> Store:
+    try:
+        return Store.open(folder, create=False, read_only=True)
+    except StoreError as error:
+        said = "it has no FORMAT" if not (folder / "FORMAT").exists() else "its FORMAT is not one that this version reads"
+        raise InvalidBundle(said, hint=error.hint) from error
 
 
 def _unpack(file: IO[bytes], folder: Path) -> Manifest:

@@ -40,7 +40,8 @@ def command(app: App, paths: tuple[Path, ...], store: Path | None, remove: bool)
     opened = Store.open(folder)
     for path in bundles:
         if remove:
-            keys = remove_bundle(opened, hashlib.sha256(path.read_bytes()).hexdigest())
+            with path.open("rb") as file:
+                keys = remove_bundle(opened, hashlib.file_digest(file, "sha256").hexdigest())
             click.echo(f"{path}: {counted(len(keys), 'result')} removed")
             continue
         found = import_bundle(path, opened)

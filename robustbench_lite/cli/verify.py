@@ -57,6 +57,7 @@ def command(
     request = RunRequest.model_validate({"device": device, "weights": list(weights)})
     if "," in request.device or request.device == "auto":
         raise UsageError("verifying takes one device", hint="--device cpu, or cuda:0")
+    _require_device(device)
     many = _shards(shards)
     drawn = secrets.randbits(31) if seed is None else seed
     prepare_torch(device, None)
@@ -81,6 +82,14 @@ def command(
     if not stored and found:
         warn(f"nothing was stored: the results are not in this store (rbl import {bundle} takes them in)")
     return int(counts["verified"] < len(found))
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    there = torch.cuda.device_count()
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= there:
+        raise UsageError(f"there is no device {device}", hint=f"--device cpu; GPUs found: {there}")
 
 
 def _shards(text: str) -> int | None:

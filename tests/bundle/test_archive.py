@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import stat
@@ -84,8 +85,6 @@ def replace(bundle: Path, path: Path, members: dict[str, bytes], *, reseal: bool
         manifest = json.loads(old.read("manifest.json"))
         for name, data in members.items():
             if reseal:
-                import hashlib
-
                 manifest["members"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name in old.namelist():
             data = members.get(name, old.read(name))
@@ -139,6 +138,24 @@ def test_a_file_that_was_cut_off(bundle: Path, tmp_path: Path, keep: float) -> N
     path = tmp_path / "b.zip"
     path.write_bytes(bundle.read_bytes()[: int(keep * bundle.stat().st_size)])
     refused(path, tmp_path, "no whole zip file")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [(None, "has no FORMAT"), (b"robustbench-lite store 99\n", "FORMAT is not one"), (b"?", "FORMAT is not one")],
+)
+def test_stores_of_another_format(bundle: Path, tmp_path: Path, text: bytes | None, match: str) -> None:
+    with zipfile.ZipFile(bundle) as old:
+        manifest = json.loads(old.read("manifest.json"))
+        others = {name: old.read(name) for name in old.namelist() if name not in ("manifest.json", "FORMAT")}
+    del manifest["members"]["FORMAT"]
+    if text is not None:
+        others["FORMAT"] = text
+        manifest["members"]["FORMAT"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as new:
+        for name, data in {"manifest.json": json.dumps(manifest).encode(), **others}.items():
+            new.writestr(name, data)
+    refused(tmp_path / "b.zip", tmp_path, match)
 
 
 def test_no_zip_file_and_an_empty_one(tmp_path: Path) -> None:

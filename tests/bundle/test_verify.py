@@ -261,5 +261,6 @@ def test_asked_wrongly(bundle: Path, tmp_path: Path) -> None:
     assert "name a bundle, or --all" in invoke("verify", code=2).err
     assert "name a bundle, or --all" in invoke("verify", bundle, "--all", code=2).err
     assert "neither a number nor 'all'" in invoke("verify", bundle, "--shards", "some", code=2).err
+    assert "there is no device cuda:99" in invoke("verify", bundle, "--device", "cuda:99", code=2).err
     assert "one device" in invoke("verify", bundle, "--device", "auto", code=2).err
     assert "no results in" in invoke("verify", "--all", "--store", tmp_path / "s", code=2).err
