@@ -384,8 +384,8 @@ class Cell:
     def load_for_tables(self) -> CellResult:
         """As ``load_what_is_whole``, but of a committed cell most arrays are read and verified when they are asked for.
 
-        Those that tables read come from one small file with its own checksum. Asking for others raises CorruptResult where a
-        shard is damaged.
+        Those that tables read come from one small file with its own checksum, which stands for shards of the right size. Damage
+        inside them shows when other arrays are asked for, which raises CorruptResult, to ``check``, and when the cell is run.
         """
         return self._load(lambda: self._columns() or self._verified())
 
@@ -669,7 +669,7 @@ class Cell:
         """What tables read of a commit whose files are there; None where there is no such file for it, or it is damaged."""
         data = _read_bytes(self.folder / columns.NAME)
         commit = self._read_commit() if data is not None else None
-        if data is None or commit is None or not set(commit.files) <= set(_names(self.folder)):
+        if data is None or commit is None or not self._has_sizes(commit):
             return None
         try:
             found = _unpack(data, kind="columns", key=commit.identity, number=0)
@@ -678,6 +678,15 @@ class Cell:
             return columns.Columns(found, commit.types, self._all_arrays)
         except (_Damaged, KeyError, TypeError):
             return None
+
+    def _has_sizes(self, commit: _Commit) -> bool:
+        """Whether the files of a commit are there with their sizes: as much as can be told without reading them."""
+        try:
+            with os.scandir(self.folder) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        return all(sizes.get(name) == size for name, (size, _) in commit.files.items())
 
     def _all_arrays(self) -> dict[str, np.ndarray]:
         arrays = self._verified()
