@@ -71,6 +71,20 @@ def test_peers_prints_a_table_whoever_is_installed() -> None:
         assert float(cells[8]) > 0
 
 
+@pytest.mark.slow
+def test_report_prints_seconds_and_memory_of_each_command() -> None:
+    printed = script("report.py", "--defenses", "3", "--attacks", "9", "--examples", "300", "--whole")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("| `")]
+    assert [name for name, *_ in table] == [
+        "`rbl report --html`",
+        "`rbl report --out`",
+        "`rbl report --json`",
+        "`rbl compare`",
+        "`rbl report --html, from the shards`",
+    ]
+    assert all(float(figure) > 0 for _, *figures in table for figure in figures[:3])
+
+
 def test_overhead_prints_a_ratio_above_one() -> None:
     printed = script("overhead.py", "--quick", "--model", "at", "--rows", "pgd/linf/torchattacks")
     (ours,) = [line for line in printed.splitlines() if "| rbl |" in line]
