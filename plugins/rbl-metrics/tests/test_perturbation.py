@@ -157,6 +157,9 @@ def test_auac_is_exact_for_minimal_norms_and_a_trapezoid_for_budgets(make_cell):
     assert AreaUnderCurve(upto=0.2)([minimal], LINF).value == pytest.approx((0.1 + 0.25 + 1 + 1) / 5)
     budgets = [make_cell([0.1, 0.1, INF, INF]), make_cell([INF, 0.05, INF, INF], threat="linf:0.05", attack="b")]
     assert AreaUnderCurve()(budgets, LINF).value == pytest.approx((1 + 0.75) / 4 + (0.75 + 0.5) / 4)
+    for cells in ([minimal], budgets):
+        found = AreaUnderCurve()(cells, LINF)
+        assert found.low < found.value < found.high
     with pytest.raises(UsageError, match="needs accuracies"):
         AreaUnderCurve(upto=0.2)(budgets, LINF)
     with pytest.raises(UsageError, match="says nothing"):
@@ -168,6 +171,8 @@ def test_auac_is_exact_for_minimal_norms_and_a_trapezoid_for_budgets(make_cell):
 def test_half_accuracy_radius(make_cell):
     minimal = make_cell([0.02, 0.05, 0.2, INF, INF], correct=[True] * 4 + [False], threat="linf")
     assert HalfAccuracyRadius()([minimal], LINF).value == 0.05
+    assert HalfAccuracyRadius()([minimal], LINF).low == 0.0
+    assert HalfAccuracyRadius()([minimal], LINF).high == INF
     assert HalfAccuracyRadius(of="clean")([minimal], LINF).value == 0.05
     assert HalfAccuracyRadius()([make_cell([0.1, INF, INF], threat="linf")], LINF).value == INF
     assert math.isnan(HalfAccuracyRadius()([make_cell([0.1, INF, INF])], LINF).value)

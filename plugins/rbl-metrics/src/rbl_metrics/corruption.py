@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rbl_metrics.checks import require_attacked
+from rbl_metrics.checks import average, require_attacked
 from robustbench_lite import CellResult, MetricValue, Threat, UsageError
 
 
@@ -18,16 +18,17 @@ class AverageCase:
 
     Attacks with a parameter ``name``, as corruptions have, are averaged by name first, so that every kind has the same weight;
     any other attack is a kind of its own. A clean error counts as an error under every corruption, as everywhere in this
-    benchmark: published accuracies, which count what a corruption happens to set right, are higher by that.
+    benchmark: published accuracies, which count what a corruption happens to set right, are higher by that. Bootstrap interval
+    over examples.
     """
 
     def __call__(self, cells: Sequence[CellResult], threat: Threat) -> MetricValue:
         """cells: one defense, the same examples. Raises UsageError where they are not, or an attack searched less."""
-        kinds: dict[str, list[float]] = {}
+        kinds: dict[str, list[npt.NDArray[np.bool_]]] = {}
         require_attacked(cells, threat)
         for cell in cells:
-            kinds.setdefault(kind_of(cell), []).append(float(cell.robust(threat).mean()))
-        return MetricValue(value=float(np.mean([np.mean(values) for values in kinds.values()])), n=cells[0].n)
+            kinds.setdefault(kind_of(cell), []).append(cell.robust(threat))
+        return average(np.mean([np.mean(robust, axis=0) for robust in kinds.values()], axis=0))
 
 
 def corruption_errors(cells: Sequence[CellResult], threat: Threat) -> dict[str, npt.NDArray[np.float64]]:

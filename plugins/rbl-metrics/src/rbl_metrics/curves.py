@@ -13,7 +13,7 @@ from pydantic import Field
 from rbl_metrics.checks import require_attacked, stored
 from robustbench_lite import CellResult, Curve, MetricValue, Threat, UsageError
 from robustbench_lite.curves import mean_accuracy, radius_at, robust_curve, same_examples, smallest_sizes, survival
-from robustbench_lite.statistics import dkw_half_width
+from robustbench_lite.statistics import bootstrap_interval, bootstrap_median_interval, dkw_half_width, median
 
 Magnitude = Literal["linf", "l2", "l1", "l0", "rms"]
 
@@ -24,7 +24,7 @@ class AreaUnderCurve:
 
     upto: the radius of the threat model where None. Exact where a minimal-norm attack was run: mean of min(size, upto) / upto,
     with 0 for clean errors; by the trapezoidal rule over the radii that were attacked otherwise, and then an upper bound,
-    which more radii make smaller.
+    which more radii make smaller. Bootstrap interval over examples, each of which has an area of its own.
     """
 
     upto: Annotated[float, Field(gt=0)] | None = None
@@ -34,7 +34,15 @@ class AreaUnderCurve:
         upto = threat.eps if self.upto is None else self.upto
         chosen = _of_norm(cells, threat)
         curve = robust_curve(chosen, threat.norm, at=[upto])
-        return MetricValue(value=mean_accuracy(curve, upto), n=curve.n)
+        value, sizes = mean_accuracy(curve, upto), smallest_sizes(chosen)
+        if len(sizes) < 2:
+            return MetricValue(value=value, n=len(sizes))
+        areas = np.minimum(sizes, upto) / upto
+        if not curve.step:
+            x = curve.x[curve.x <= upto]
+            areas = np.asarray(np.trapezoid((sizes[:, None] > x).astype(float), x, axis=1)) / upto
+        low, high = bootstrap_interval(np.mean, areas)
+        return MetricValue(value=value, low=low, high=high, n=len(sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +50,20 @@ class HalfAccuracyRadius:
     """The smallest radius at which robust accuracy is at most half of what it could be, in the worst case over attacks.
 
     of: half of all n examples, or half of the ``clean`` accuracy. Infinite where minimal-norm attacks beat fewer; nan where
-    only attacks with a budget were run and none got so far. Exact for minimal-norm attacks, otherwise a radius that was run.
+    only attacks with a budget were run and none got so far. Exact for minimal-norm attacks, and for half of ``all`` then with
+    the bootstrap interval of a median; otherwise a radius that was run.
     """
 
     of: Literal["all", "clean"] = "all"
 
     def __call__(self, cells: Sequence[CellResult], threat: Threat) -> MetricValue:
         """Over the cells in the norm of ``threat``. Raises UsageError where there is none, or the examples differ."""
-        curve = robust_curve(_of_norm(cells, threat), threat.norm)
+        chosen = _of_norm(cells, threat)
+        curve = robust_curve(chosen, threat.norm)
+        if curve.step and self.of == "all":
+            sizes = smallest_sizes(chosen)
+            low, high = bootstrap_median_interval(sizes)
+            return MetricValue(value=median(sizes), low=low, high=high, n=len(sizes))
         whole = 1.0 if self.of == "all" else float(curve.y[0])
         return MetricValue(value=radius_at(curve, whole / 2), n=curve.n)
 
