@@ -49,6 +49,7 @@ from robustbench_lite.threat import Threat
 from robustbench_lite.weights import state_hash
 
 if TYPE_CHECKING:
+    from robustbench_lite.diagnostics.plan import PlannedChecks
     from robustbench_lite.registry import Registry
 
 Emit = Callable[[dict[str, Any]], None]
@@ -71,7 +72,6 @@ class WorkItem:
     data: str
     device: str
     n: int
-    cost: int = 0
     micro_batch: int | None = None
     keep_examples: int | str = 0
     files: Mapping[str, str] = field(default_factory=dict)
@@ -87,20 +87,20 @@ class WorkItem:
         return asdict(self)
 
     @classmethod
-    def of(cls, cell: PlannedCell, request: RunRequest, device: str) -> WorkItem:
-        """The work item of a planned cell."""
+    def of(cls, planned: PlannedCell | PlannedChecks, request: RunRequest, device: str, checks: Sequence[str] = ()) -> WorkItem:
+        """The work item of a planned cell, or of these checks."""
         return cls(
-            spec=cell.spec,
-            key=cell.key,
-            label=cell.label,
+            spec=planned.spec,
+            key=planned.key,
+            label=planned.label,
             store=str(request.store),
             data=str(request.data),
             device=device,
-            n=cell.n,
-            cost=cell.cost,
+            n=planned.n,
             micro_batch=request.micro_batch,
             keep_examples=request.keep_examples,
-            files=cell.files,
+            files=planned.files,
+            checks=list(checks),
         )
 
 

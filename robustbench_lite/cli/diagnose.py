@@ -89,6 +89,7 @@ class _Model:
         from robustbench_lite.diagnostics.plan import planned
         from robustbench_lite.diagnostics.record import Record, question, result_verdicts
         from robustbench_lite.diagnostics.work import run_checks
+        from robustbench_lite.runner import WorkItem
         from robustbench_lite.store import Store
 
         store, names = Store.open(self.request.store), {check.name for check in wanted}
@@ -98,7 +99,7 @@ class _Model:
             spec = question(self.spec, cost, self.threat, self.examples)
             asked = planned(self.title, spec, cost, self.spec["protocol"]["n"], self.files, store, wanted)
             if asked.checks:
-                run_checks(asked.work_item(self.request, self.device), self.bench, _follow)
+                run_checks(WorkItem.of(asked, self.request, self.device, asked.checks), self.bench, _follow)
             found += Record(store, spec).verdicts()
         for message in store.messages:
             warn(message)
@@ -111,11 +112,12 @@ class _Model:
         from robustbench_lite.diagnostics.plan import planned
         from robustbench_lite.diagnostics.record import question
         from robustbench_lite.diagnostics.subject import Subject
+        from robustbench_lite.runner import WorkItem
 
         spec = question(self.spec, "expensive", self.threat, self.examples)
         item = planned(self.title, spec, "expensive", self.spec["protocol"]["n"], self.files, None)
         try:
-            return indicate(Subject.of(item.work_item(self.request, self.device), self.bench), attack)
+            return indicate(Subject.of(WorkItem.of(item, self.request, self.device), self.bench), attack)
         except NotApplicable as reason:
             raise UsageError(f"{attack} cannot be looked at on {self.title}: {reason}") from reason
 

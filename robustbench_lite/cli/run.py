@@ -129,7 +129,8 @@ def _execute(app: App, request: RunRequest, plan: Plan, checks: Sequence[Planned
     slots = find_slots(request.device, request.workers, len(todo) + len(unchecked))
     items = [WorkItem.of(cell, request, slots[0].device) for cell in todo]
     specs = {item.key: item.spec for item in items}
-    items += [each.work_item(request, slots[0].device) for each in unchecked]  # a worker keeps to the model it has loaded
+    # Beside their cells: a worker keeps to the model that it has loaded.
+    items += [WorkItem.of(each, request, slots[0].device, each.checks) for each in unchecked]
     executor = make_executor(request.executor, slots, timeout=request.timeout, plugins=request.plugin)
     reporter = CheckReporter(len(unchecked))
     with Progress(plan) as progress, _terminated_as_interrupted():

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustbench_lite.diagnostics.catalogue import CHECKS, Check, Cost
 from robustbench_lite.diagnostics.record import Record, question
 from robustbench_lite.planner import PlannedCell
 from robustbench_lite.store import Store, cell_key
 from robustbench_lite.threat import Threat
-
-if TYPE_CHECKING:
-    from robustbench_lite.request import RunRequest
-    from robustbench_lite.runner import WorkItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +33,6 @@ class PlannedChecks:
     def key(self) -> str:
         """What identifies the question."""
         return cell_key(self.spec)
-
-    def work_item(self, request: RunRequest, device: str) -> WorkItem:
-        """What an executor is given."""
-        from robustbench_lite.runner import WorkItem  # brings torch, which a plan does without
-
-        return WorkItem(
-            spec=self.spec,
-            key=self.key,
-            label=self.label,
-            store=str(request.store),
-            data=str(request.data),
-            device=device,
-            n=self.n,
-            micro_batch=request.micro_batch,
-            files=self.files,
-            checks=list(self.checks),
-        )
 
 
 def plan_checks(cells: Iterable[PlannedCell], store: Store | None, *, expensive: bool) -> list[PlannedChecks]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
@@ -77,7 +78,7 @@ class Square:
         return best, best_loss
 
 
-class Proposals:
+class Proposals(ABC):
     """Where the search looks next, of n examples x (n, C, H, W).
 
     What a query needs in random numbers is drawn, and turned into places, for many queries at once: for few numbers every
@@ -91,17 +92,17 @@ class Proposals:
         self.left = torch.arange(len(x), device=x.device)
         self.block_of, self.block = range(0), tuple[Tensor, ...]()
 
+    @abstractmethod
     def start(self, rng: Randomness) -> Tensor:
         """(n, C, H, W) the first points."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
         """What ``move`` is given, of k queries, each (k, n, ...). draws: (k, n, 5 + C) uniform in [0, 1)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
         """Points (n, C, H, W), each one window away from ``current``."""
-        raise NotImplementedError
 
     def window(self, query: int) -> tuple[int, int]:
         """Rows and columns of the window of this query."""

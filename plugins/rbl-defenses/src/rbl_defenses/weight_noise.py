@@ -9,6 +9,7 @@ per factor in either layer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,7 @@ class KernelDraws(nn.Module):
         return randn_like(x.new_empty(len(x), *weight.shape))
 
 
-class NoisyLayer(Wrapped):
+class NoisyLayer(Wrapped, ABC):
     """A convolution or linear layer with noise on its weights, not on its bias: ``deviation() e1 + sum_r factors()_r e2_r``.
 
     common: one draw for all images of a pass, as it is in training; see ``one_draw_per_pass``.
@@ -45,9 +46,9 @@ class NoisyLayer(Wrapped):
         """The weights without noise."""
         return self.wrapped.get_parameter("weight")
 
+    @abstractmethod
     def deviation(self) -> Tensor:
         """Standard deviation of what is drawn for each weight by itself: broadcastable to the weights."""
-        raise NotImplementedError
 
     def factors(self) -> Tensor:
         """(rank, *weight.shape): how each weight follows numbers that all weights have in common; by default none."""
