@@ -328,47 +328,49 @@ def run_shard(
     numbers = torch.tensor(ids, dtype=torch.int64, device=x.device)
     key = f"{spec['seed']}|{spec['attack']['id']}"
     deployed.fit_memory(x)
-    judge = Judge(deployed, x, y, numbers, passes=protocol["eval_draws"], key=str(spec["seed"]))
-    _refuse_chance(deployed, judge.correct, spec)
-    rows = judge.correct.nonzero()[:, 0]
-    ledger = Ledger(
-        x[rows],
-        y[rows],
-        threat,
-        minimal=attack.declared.goal == "minimal-norm",
-        rejects=deployed.rejects,
-        budget=protocol["budget"],
-    )
-    target = Target(
-        deployed,
-        ledger,
-        access=attack.declared.access,
-        key=f"{key}|defense",
-        ids=numbers[rows],
-        eot=protocol["eot"],
-        confirm=protocol["eval_draws"],
-        attack=attack.label,
-        members=members_of(attack.members, number),
-        surrogates=surrogate_targets(surrogates, ledger, key=key, ids=numbers[rows], eot=protocol["eot"]),
-        watch=watch,
-    )
-    rng = Randomness(f"{key}|attack", numbers[rows])
-    proposal: object = None
-    notes: list[str] = []
-    failure: Exception | None = None
-    if len(rows):
-        try:
-            with seeded_globally(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
-                proposal = attack.instance(target, x[rows].clone(), y[rows].clone(), threat, rng)
-        except BudgetExceeded:
-            notes.append("the query budget ended the attack")
-            proposal = target.best(x[rows])
-        except Exception as error:
-            failure = error
-    else:
-        proposal = x[rows]
-    verdict = judge.judge(ledger, proposal, threat, members=bool(attack.members))
-    return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, (*ledger.notes, *notes), failure)
+    seed = Randomness(f"{key}|shard", numbers).seed_for("shard", number)
+    with seeded_globally(True, seed, x.device):  # for a defense that draws without saying so
+        judge = Judge(deployed, x, y, numbers, passes=protocol["eval_draws"], key=str(spec["seed"]))
+        _refuse_chance(deployed, judge.correct, spec)
+        rows = judge.correct.nonzero()[:, 0]
+        ledger = Ledger(
+            x[rows],
+            y[rows],
+            threat,
+            minimal=attack.declared.goal == "minimal-norm",
+            rejects=deployed.rejects,
+            budget=protocol["budget"],
+        )
+        target = Target(
+            deployed,
+            ledger,
+            access=attack.declared.access,
+            key=f"{key}|defense",
+            ids=numbers[rows],
+            eot=protocol["eot"],
+            confirm=protocol["eval_draws"],
+            attack=attack.label,
+            members=members_of(attack.members, number),
+            surrogates=surrogate_targets(surrogates, ledger, key=key, ids=numbers[rows], eot=protocol["eot"]),
+            watch=watch,
+        )
+        rng = Randomness(f"{key}|attack", numbers[rows])
+        proposal: object = None
+        notes: list[str] = []
+        failure: Exception | None = None
+        if len(rows):
+            try:
+                with seeded_globally(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
+                    proposal = attack.instance(target, x[rows].clone(), y[rows].clone(), threat, rng)
+            except BudgetExceeded:
+                notes.append("the query budget ended the attack")
+                proposal = target.best(x[rows])
+            except Exception as error:
+                failure = error
+        else:
+            proposal = x[rows]
+        verdict = judge.judge(ledger, proposal, threat, members=bool(attack.members))
+        return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, (*ledger.notes, *notes), failure)
 
 
 def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:

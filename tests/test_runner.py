@@ -35,6 +35,7 @@ def rbl_attacks():
 @hookimpl
 def rbl_defenses():
     yield DefenseSpec(name="random-weights", factory="odd:RandomWeights")
+    yield DefenseSpec(name="hidden-noise", factory="odd:HiddenNoise")
     yield DefenseSpec(name="no-surrogate", factory="odd:NoSurrogate", differentiable=False, surrogate=True)
 
 @hookimpl
@@ -72,6 +73,18 @@ class Short:
 class RandomWeights:
     def __call__(self, info, weights):
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+
+class Brightness(torch.nn.Module):
+    def forward(self, x):
+        mean = x.flatten(1).mean(1) + 0.1 * torch.randn(len(x))
+        return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenNoise:
+    """Draws from torch's generator and declares nothing."""
+
+    def __call__(self, info, weights):
+        return Brightness()
 
 @dataclass(frozen=True, kw_only=True)
 class NoSurrogate:
@@ -145,15 +158,18 @@ def test_a_micro_batch_changes_no_number(run: Callable[..., Any]) -> None:
             np.testing.assert_allclose(other[name], values, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_the_global_generator_is_seeded_for_an_attack_that_uses_it_and_left_as_it_was(run: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("plugins", [{"attack": "odd/global"}, {"defense": "odd/hidden-noise"}], ids=["attack", "defense"])
+def test_torchs_generator_is_seeded_for_a_plugin_that_draws_from_it_and_left_as_it_was(
+    run: Callable[..., Any], plugins: dict[str, str]
+) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = run("a", n=32, attack="odd/global")[1].load().arrays
+    first = run("a", n=32, **plugins)[1].load().arrays
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    second = run("b", n=32, attack="odd/global")[1].load().arrays
+    second = run("b", n=32, **plugins)[1].load().arrays
     np.testing.assert_array_equal(first["margin_adv"], second["margin_adv"])
-    third = run("c", n=32, attack="odd/global", seed=1)[1].load().arrays
+    third = run("c", n=32, seed=1, **plugins)[1].load().arrays
     assert (first["margin_adv"] != third["margin_adv"]).any()
 
 

@@ -134,9 +134,10 @@ def test_points_made_on_another_model_fail_to_transfer() -> None:
 
 
 def test_noise_on_the_logits_makes_predictions_unstable() -> None:
-    quiet = of(zoo.subject(shipped("pgd-at"), n=16), "fgsm").means["unstable-predictions"]
-    loud = zoo.Wrapped(shipped("pgd-at"), after=lambda z: z + 10 * torch.randn_like(z))
-    assert of(zoo.subject(loud, n=16), "fgsm").means["unstable-predictions"] > 0.5 > 10 * quiet
+    quiet = of(zoo.subject(shipped("pgd-at")), "fgsm").means["unstable-predictions"]
+    loud = of(zoo.subject(zoo.Wrapped(shipped("pgd-at"), after=lambda z: z + 3 * torch.randn_like(z))), "fgsm")
+    assert loud.failed.sum() >= 5
+    assert loud.means["unstable-predictions"] > 0.5 > 10 * quiet
 
 
 def test_an_attack_that_raises_or_does_not_apply_says_so(registry: Registry) -> None:
@@ -144,7 +145,7 @@ def test_an_attack_that_raises_or_does_not_apply_says_so(registry: Registry) -> 
     subject.registry = registry
     with pytest.raises(NotApplicable, match="raises raised ValueError: not today"):
         indicate(subject, "raises")
-    with pytest.raises(NotApplicable, match="does not know the norm l0"):
+    with pytest.raises(NotApplicable, match="norm l0 not supported by pgd"):
         indicate(zoo.subject(shipped("standard"), n=8, threat="l0:4"), "pgd")
 
 
