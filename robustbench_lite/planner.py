@@ -191,7 +191,7 @@ def inapplicable(defense: Mapping[str, Any], attack: Mapping[str, Any]) -> str:
     return ""
 
 
-def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
+def unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
     """Why an attack cannot be run on a data set under a threat model; empty where it can."""
     norms = attack.declared.norms
     if threat.norm not in norms:
@@ -204,7 +204,7 @@ def _unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
     if classes < attack.declared.min_classes:
         return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
     for member in attack.members:
-        if reason := _unsupported(member, Threat.parse(sized(attack, threat)), classes):
+        if reason := unsupported(member, Threat.parse(sized(attack, threat)), classes):
             return f"member {member.label}: {reason}"
     return ""
 
@@ -248,7 +248,7 @@ def _composed(
 ) -> ResolvedAttack | _Unusable:
     """The attack with its members and surrogates for a threat model and a data set."""
     attack = asked.attack
-    if isinstance(attack, _Unusable) or _unsupported(attack, threat, dataset.info.num_classes):
+    if isinstance(attack, _Unusable) or unsupported(attack, threat, dataset.info.num_classes):
         return attack  # the cell says why
     limits = Threat.parse(sized(attack, threat))
     try:
@@ -401,7 +401,7 @@ def _cell(
             return replace(named, reason=_why_unusable(thing))
     if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
         raise TypeError("unreachable")
-    if reason := _unsupported(attack, threat, dataset.info.num_classes):
+    if reason := unsupported(attack, threat, dataset.info.num_classes):
         return replace(named, reason=reason)
     try:
         spec = _spec(protocol, dataset, subset, threat, defense, attack, request.seed)

@@ -102,8 +102,13 @@ class ResolvedDataset(Resolved):
 
     def spec(self, subset: Sequence[int]) -> dict[str, Any]:
         """What of it is part of a result's key: its content and the examples that are judged, by checksum."""
-        listed = hashlib.sha256(",".join(map(str, subset)).encode()).hexdigest()
+        listed = subset_checksum(subset)
         return self.identity() | {"name": self.info.name, "fingerprint": self.bundle.fingerprint, "subset": listed}
+
+
+def subset_checksum(subset: Sequence[int]) -> str:
+    """By what specs name a list of examples."""
+    return hashlib.sha256(",".join(map(str, subset)).encode()).hexdigest()
 
 
 def resolve_dataset(registry: Registry, text: str, root: Path) -> ResolvedDataset:

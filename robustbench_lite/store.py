@@ -416,6 +416,14 @@ class Cell:
         """The arrays of one shard; raises CorruptResult where it is damaged, StoreError where it is not stored."""
         return self._read_one(self._shard_path(number), "shard", number)
 
+    def has_shard(self, number: int) -> bool:
+        """Whether there is a file of that shard, whatever is in it."""
+        return self._shard_path(number).exists()
+
+    def has_examples(self, number: int) -> bool:
+        """Whether images of that shard were kept."""
+        return self._examples_path(number).exists()
+
     def read_examples(self, number: int) -> dict[str, np.ndarray]:
         """The images kept of one shard: ``index``, clean ``x`` and adversarial ``x_adv``, the clean ones where none was found.
 

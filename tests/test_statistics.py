@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from robustbench_lite import statistics
 from robustbench_lite.statistics import (
@@ -60,12 +60,13 @@ def test_wilson_is_its_formula():
 
 @given(COUNTS, st.floats(0.5, 0.99))
 @settings(max_examples=60, deadline=None)
-def test_a_band_is_the_interval_at_each_count(counts, level):
+def test_wilson_and_its_band_are_those_of_scipy(counts, level):
     k, n = counts
     low, high = wilson_band([0, k, n], n, level)
-    expected = [wilson(each, n, level) for each in (0, k, n)]
+    expected = [binomtest(each, n).proportion_ci(level, method="wilson") for each in (0, k, n)]
     assert low == pytest.approx([e.low for e in expected], abs=1e-12)
     assert high == pytest.approx([e.high for e in expected], abs=1e-12)
+    assert wilson(k, n, level) == (low[1], high[1])
 
 
 @pytest.mark.parametrize(("k", "n"), [([0], 0), ([3], 2), ([-1], 2)])

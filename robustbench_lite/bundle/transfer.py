@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from robustbench_lite.bundle.manifest import Manifest, Summary, asked_of
 from robustbench_lite.errors import CorruptResult, InvalidBundle, StoreError
 from robustbench_lite.lease import Lease, temporary_path
 from robustbench_lite.provenance import Origin
+from robustbench_lite.resolve import subset_checksum
 from robustbench_lite.results import CellResult
 from robustbench_lite.store import Cell, Store
 
@@ -81,7 +81,7 @@ def _exported(cell: Cell, store: Store, *, examples: bool) -> Summary:
 def _copy_arrays(cell: Cell, copy: Cell) -> int:
     """Copy all shards of a whole result and commit them; returns how many there are."""
     number = 0
-    while (cell.folder / f"shard-{number:05d}.safetensors").exists():
+    while cell.has_shard(number):
         copy.write_shard(number, cell.read_shard(number))
         number += 1
     copy.commit(number)
@@ -91,7 +91,7 @@ def _copy_arrays(cell: Cell, copy: Cell) -> int:
 def _copy_examples(cell: Cell, copy: Cell, shards: int) -> int:
     kept = 0
     for number in range(shards):
-        if (cell.examples_folder / f"shard-{number:05d}.safetensors").exists():
+        if cell.has_examples(number):
             copy.write_examples(number, cell.read_examples(number))
             kept += 1
     return kept
@@ -123,7 +123,7 @@ def checked(bundle: Opened) -> Iterator[tuple[Cell, CellResult]]:
             if result.status != "done":
                 raise InvalidBundle(f"it is {result.status}, not whole")
             check_arrays(cell.spec, result.arrays)
-            if _subset(result.arrays["index"]) != cell.spec["dataset"]["subset"]:
+            if subset_checksum(result.arrays["index"].tolist()) != cell.spec["dataset"]["subset"]:
                 raise InvalidBundle("its examples are not the subset that its spec names by checksum")
             shards = sorted(cell.state(summary.shards).shards)
             if len(shards) != summary.shards:
@@ -139,17 +139,12 @@ def checked(bundle: Opened) -> Iterator[tuple[Cell, CellResult]]:
 def _check_examples(cell: Cell, result: CellResult, summary: Summary) -> None:
     kept = 0
     for number in range(summary.shards):
-        if (cell.examples_folder / f"shard-{number:05d}.safetensors").exists():
+        if cell.has_examples(number):
             rows = np.isin(result.arrays["index"], cell.read_shard(number)["index"])
             check_examples(cell.spec, {name: array[rows] for name, array in result.arrays.items()}, cell.read_examples(number))
             kept += 1
     if kept != summary.examples:
         raise InvalidBundle(f"the manifest says images of {summary.examples} shards, found those of {kept}")
-
-
-def _subset(index: np.ndarray) -> str:
-    """The checksum by which specs name a list of examples; see ``ResolvedDataset.spec``."""
-    return hashlib.sha256(",".join(map(str, index.tolist())).encode()).hexdigest()
 
 
 def import_bundle(path: Path, store: Store) -> Imported:

@@ -251,8 +251,7 @@ class Verifier:
 
     @staticmethod
     def _examples(cell: Cell, number: int) -> dict[str, npt.NDArray[Any]] | None:
-        path = cell.examples_folder / f"shard-{number:05d}.safetensors"
-        return cell.read_examples(number) if path.exists() else None
+        return cell.read_examples(number) if cell.has_examples(number) else None
 
     def _rejudge(
         self,

@@ -14,7 +14,6 @@ import click
 
 from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, print_table, store_option, warn
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError, did_you_mean
-from robustbench_lite.provenance import REFUTED, status_of
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -222,6 +221,7 @@ def add_measures(
 ) -> tuple[list[Leaderboard], list[MeasureTable]]:
     """The tables with what was measured on their models and the metrics ``asked``; and the measures that have no table."""
     from robustbench_lite.leaderboard.measures import apart, beside, computed, measured
+    from robustbench_lite.provenance import REFUTED, status_of
     from robustbench_lite.resolve import metric_from_spec
 
     stored = [each for each in store.measurements() if wanted(each.spec)]

@@ -19,7 +19,7 @@ from robustbench_lite.deployed import Deployed
 from robustbench_lite.diagnostics.catalogue import NotApplicable
 from robustbench_lite.diagnostics.runs import Case, Mask, Run
 from robustbench_lite.errors import RblError, UnknownName
-from robustbench_lite.planner import inapplicable, sized
+from robustbench_lite.planner import inapplicable, sized, unsupported
 from robustbench_lite.randomness import Randomness, keyed_draws
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
 from robustbench_lite.results import CellResult
@@ -282,10 +282,8 @@ class Subject:
             found = resolve_attack(self.registry, selector)
         except UnknownName as error:
             raise NotApplicable(f"{error.message}: {error.hint or 'pip install rbl-attacks'}") from error
-        if threat.norm not in found.declared.norms:
-            raise NotApplicable(f"{found.label} does not know the norm {threat.norm}")
-        if self.classes < found.declared.min_classes:
-            raise NotApplicable(f"{found.label} needs {found.declared.min_classes} classes")
+        if reason := unsupported(found, threat, self.classes):
+            raise NotApplicable(reason)
         try:
             found = compose(self.registry, found, threat, self.info)
         except RblError as error:
