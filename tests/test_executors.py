@@ -46,10 +46,13 @@ def work(registry: Registry, store: Path, attack: str, defense: str = "toy/mean"
 def test_cpu_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert find_slots("auto", None, 100) == [Slot("cpu", 1)] * 8
     assert find_slots("cpu", None, 3) == [Slot("cpu", 2)] * 3
     assert find_slots("cpu", 2, 100) == [Slot("cpu", 4)] * 2
     assert find_slots("cpu", 16, 100) == [Slot("cpu", 1)] * 16
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert find_slots("cpu", 2, 100) == [Slot("cpu", 3)] * 2
 
 
 def test_gpu_slots(monkeypatch: pytest.MonkeyPatch) -> None:

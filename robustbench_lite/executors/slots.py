@@ -20,7 +20,8 @@ class Slot:
 def find_slots(device: str, workers: int | None, cells: int) -> list[Slot]:
     """The slots of ``--device`` and ``--workers``: one per GPU, or as many as there are cores (and cells) on the CPU.
 
-    Every CPU worker computes with one thread where there are several, so that cells do not fight for cores.
+    The cores are divided among the CPU's workers, so that cells do not fight for them; ``OMP_NUM_THREADS`` sets how many
+    threads each gets, as it does for torch.
     Raises UsageError for a device that is not there.
     """
     import torch
@@ -31,7 +32,8 @@ def find_slots(device: str, workers: int | None, cells: int) -> list[Slot]:
     if names == ("cpu",):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = workers or max(1, min(cores, cells))
-        return [Slot("cpu", max(1, cores // count))] * count
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        return [Slot("cpu", int(asked) if asked.isdigit() and int(asked) else max(1, cores // count))] * count
     for name in names:
         if int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
             raise UsageError(
