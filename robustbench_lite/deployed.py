@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +133,15 @@ class Deployed:
         """(n, passes, C) scores of each pass: logits, or log-probabilities of a stochastic defense. No graph."""
 
         def run(rows: slice) -> tuple[Tensor, ...]:
-            each = [self._pass(x[rows], key, ids[rows], draw[rows] + k, self.module) for k in range(passes)]
+            each: list[Tensor] = []
+            for some in self._blocks(rows, passes, ids, draw):
+                each += some.split(self._pass(some.copies(x[rows]), key, some.ids, some.draw, self.module))
             if passes == 1 and not self.stochastic:
                 return (each[0][:, None],)
             return (torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1),)
 
         with torch.no_grad():
-            return self._in_chunks(len(x), run)[0] if len(x) else x.new_zeros((0, passes, self._columns))
+            return self._in_chunks(len(x), run, passes)[0] if len(x) else x.new_zeros((0, passes, self._columns))
 
     def scores(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
         """(n, C) averaged scores. No graph."""
@@ -148,10 +151,12 @@ class Deployed:
         """(n, C) averaged scores with a graph back to ``x``."""
 
         def run(rows: slice) -> tuple[Tensor, ...]:
-            each = [self._differentiable_pass(x[rows], key, ids[rows], draw[rows] + k) for k in range(passes)]
+            each: list[Tensor] = []
+            for some in self._blocks(rows, passes, ids, draw):
+                each += some.split(self._differentiable_pass(some.copies(x[rows]), key, some.ids, some.draw))
             return (average(torch.stack([e.log_softmax(1) if self.stochastic else e for e in each], 1)),)
 
-        return self._in_chunks(len(x), run)[0] if len(x) else x.new_zeros((0, self._columns))
+        return self._in_chunks(len(x), run, passes)[0] if len(x) else x.new_zeros((0, self._columns))
 
     def loss_and_grad(
         self, x: Tensor, loss: Loss, aux: tuple[Tensor, ...], *, passes: int, key: str, ids: Tensor, draw: Tensor
@@ -162,22 +167,20 @@ class Deployed:
         """
 
         def run(rows: slice) -> tuple[Tensor, ...]:
-            chunk, extras = x[rows].detach(), [a[rows] for a in aux]
             each: list[Tensor] = []
             total_loss: Tensor | None = None
             total_grad: Tensor | None = None
-            for k in range(passes):
-                leaf = chunk.detach().requires_grad_()
+            for some in self._blocks(rows, passes, ids, draw):
+                leaf = some.copies(x[rows].detach()).requires_grad_()
                 with torch.enable_grad():
-                    logits = self._differentiable_pass(leaf, key, ids[rows], draw[rows] + k)
-                    values = loss(logits, *extras)
+                    logits = self._differentiable_pass(leaf, key, some.ids, some.draw)
+                    values = loss(logits, *(some.copies(a[rows]) for a in aux))
                     grad = None
                     if values.requires_grad:
                         (grad,) = torch.autograd.grad(values, leaf, torch.ones_like(values), allow_unused=True)
-                grad = torch.zeros_like(leaf) if grad is None else grad
-                each.append(logits.detach())
-                total_loss = values.detach() if total_loss is None else total_loss + values.detach()
-                total_grad = grad if total_grad is None else total_grad + grad
+                each += some.split(logits.detach())
+                total_loss = some.added(total_loss, values.detach())
+                total_grad = some.added(total_grad, torch.zeros_like(leaf) if grad is None else grad)
             if total_loss is None or total_grad is None:
                 raise ValueError("passes must be at least 1")
             if passes == 1:
@@ -187,7 +190,7 @@ class Deployed:
 
         if not len(x):
             return x.new_zeros((0, self._columns)), x.new_zeros(0), torch.zeros_like(x)
-        scores, value, grad = self._in_chunks(len(x), run)
+        scores, value, grad = self._in_chunks(len(x), run, passes)
         return scores, value, grad
 
     def least_loss_and_grad(
@@ -202,19 +205,24 @@ class Deployed:
 
         def run(rows: slice) -> tuple[Tensor, ...]:
             nonlocal count
-            extras, each = [a[rows] for a in aux], list[Tensor]()
-            values, gradients = x.new_zeros(()), iter(list[Tensor]())
-            for k in range(passes):
-                leaf = x[rows].detach().requires_grad_()
+            each: list[Tensor] = []
+            values: Tensor | None = None
+            gradients = iter(list[Tensor]())
+            for some in self._blocks(rows, passes, ids, draw):
+                leaf = some.copies(x[rows].detach()).requires_grad_()
                 with torch.enable_grad():
-                    logits = self._differentiable_pass(leaf, key, ids[rows], draw[rows] + k)
-                    columns = losses(logits, *extras)
-                each.append(logits.detach().log_softmax(1) if self.stochastic else logits.detach())
-                values, found = values + columns.detach() / passes, _gradients(columns, leaf)
+                    logits = self._differentiable_pass(leaf, key, some.ids, some.draw)
+                    columns = losses(logits, *(some.copies(a[rows]) for a in aux))
+                each += some.split(logits.detach().log_softmax(1) if self.stochastic else logits.detach())
+                values, found = some.added(values, columns.detach()), _gradients(columns, leaf)
                 if passes > 1:
-                    before = list(gradients) or [torch.zeros_like(leaf)] * columns.shape[1]
-                    found = iter([a + b / passes for a, b in zip(before, found, strict=True)])
+                    before: list[Tensor | None] = [*gradients] or [None] * columns.shape[1]
+                    found = iter([some.added(a, b) for a, b in zip(before, found, strict=True)])
                 gradients, count = found, columns.shape[1]
+            if values is None:
+                raise ValueError("passes must be at least 1")
+            if passes > 1:
+                values, gradients = values / passes, (total / passes for total in gradients)
             value, gradient = torch.zeros_like(values[:, 0]), torch.zeros_like(x[rows])
             least = torch.full_like(value, math.inf)
             for column, grad in zip(values.unbind(1), gradients, strict=True):
@@ -226,7 +234,7 @@ class Deployed:
 
         if not len(x):
             return x.new_zeros((0, self._columns)), x.new_zeros(0), torch.zeros_like(x), 0
-        scores, value, grad = self._in_chunks(len(x), run)
+        scores, value, grad = self._in_chunks(len(x), run, passes)
         return scores, value, grad, count
 
     def fit_memory(self, x: Tensor) -> int:
@@ -278,7 +286,17 @@ class Deployed:
                 torch.cuda.manual_seed(seed)
             yield
 
-    def _in_chunks(self, n: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
+        """The passes over some rows, as many side by side as fit into a micro-batch."""
+        together = self._together(rows, passes)
+        for first in range(0, passes, together):
+            yield _Block.of(ids[rows], draw[rows] + first, min(together, passes - first))
+
+    def _together(self, rows: slice, passes: int) -> int:
+        n: int = rows.stop - rows.start
+        return min(passes, max(1, (self.micro_batch or 0) // n))
+
+    def _in_chunks(self, n: int, run: Callable[[slice], tuple[Tensor, ...]], passes: int) -> tuple[Tensor, ...]:
         """Run over micro-batches and join them; where memory runs out, halve and repeat only what failed."""
         parts: list[tuple[Tensor, ...]] = []
         done = 0
@@ -287,7 +305,7 @@ class Deployed:
             try:
                 parts.append(run(rows))
             except (RuntimeError, MemoryError) as error:
-                taken = rows.stop - rows.start
+                taken = (rows.stop - rows.start) * self._together(rows, passes)
                 if not is_out_of_memory(error) or taken == 1:
                     raise
                 self.micro_batch = taken // 2
@@ -299,6 +317,42 @@ class Deployed:
             if out_of_memory and torch.cuda.is_available():  # after the exception let go of the failed pass
                 torch.cuda.empty_cache()
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Several passes over the same n rows, side by side in one batch: all rows of the first pass, then all of the second.
+
+    A defense that draws a number for each image draws the same ones as in one pass after the other. ids, draw: of each copy.
+    """
+
+    n: int
+    count: int
+    ids: Tensor
+    draw: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, draw: Tensor, count: int) -> _Block:
+        n = len(ids)
+        if count > 1:
+            ids, draw = ids.repeat(count), draw.repeat(count) + torch.arange(count, device=draw.device).repeat_interleave(n)
+        return cls(n, count, ids, draw)
+
+    def copies(self, rows: Tensor) -> Tensor:
+        """Something of each row (n, ...), once for each pass."""
+        return rows.repeat(self.count, *(1,) * (rows.dim() - 1)) if self.count > 1 else rows
+
+    def split(self, found: Tensor) -> Sequence[Tensor]:
+        """What was found for the copies, pass by pass."""
+        return torch.split(found, self.n) if self.count > 1 else (found,)
+
+    def added(self, total: Tensor | None, found: Tensor) -> Tensor:
+        """A sum over passes, taken in their order, however many are side by side."""
+        for one in self.split(found):
+            total = one if total is None else total + one
+        if total is None:
+            raise ValueError("passes must be at least 1")
+        return total
 
 
 class Ensemble(Deployed):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustbench_lite import AccessError, BudgetExceeded, PluginError, Target, losses
+from robustbench_lite import AccessError, BudgetExceeded, PluginError, Target, losses, randn_like, randn_per_pass
 from robustbench_lite.deployed import misclassified
 from robustbench_lite.testing import CoinFlip, Linear, make_target
 
@@ -291,6 +291,39 @@ def test_draws_are_new_each_time_and_the_same_in_another_run(images: Tensor) -> 
     assert not torch.equal(first, second)
     assert torch.equal(first, again.logits(x))
     assert torch.equal(second, again.logits(x))
+
+
+class Noisy(nn.Module):
+    """Noise of its own for each image, and noise on the scores' scale that the images of a pass share."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers, which = randn_per_pass(self.scale)
+        logits: Tensor = self.base(x + 0.1 * randn_like(x))
+        return logits * (self.scale + 0.1 * (numbers if which is None else numbers[which]))
+
+
+@pytest.mark.parametrize("limit", [1000, 60, 13])
+@pytest.mark.parametrize("micro_batch", [1, 7, 64, 300])
+def test_passes_side_by_side_are_those_one_after_the_other(
+    small_cnn: nn.Module, images: Tensor, micro_batch: int, limit: int
+) -> None:
+    x, y = images[:20], torch.arange(20) % 10
+    found = []
+    for size, model in ((20, Hungry(Noisy(small_cnn), 20)), (micro_batch, Hungry(Noisy(small_cnn), limit))):
+        target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=5, micro_batch=size)
+        logits = target.logits(x)
+        found.append((logits, *target.loss_and_grad(x, losses.cross_entropy, y), *target.loss_and_grad(x, losses.margin, y)))
+        found[-1] += target.least_loss_and_grad(x, each_class, steepness, y)[:3]
+        assert target.forwards.tolist() == [20] * 20
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert max(model.sizes) == {1: 1, 7: 7, 64: 60, 300: 100}[micro_batch]  # 300: five passes over twenty images
+    assert max(model.sizes[-5:]) <= limit  # what fits is remembered
 
 
 def test_draws_do_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:
