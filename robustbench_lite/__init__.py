@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from robustbench_lite.randomness import Randomness as Randomness
     from robustbench_lite.randomness import rand_like as rand_like
     from robustbench_lite.randomness import randn_like as randn_like
+    from robustbench_lite.randomness import randn_per_pass as randn_per_pass
     from robustbench_lite.results import CellResult as CellResult
     from robustbench_lite.results import Curve as Curve
     from robustbench_lite.results import MetricValue as MetricValue
@@ -57,6 +58,7 @@ _LAZY = {
     "Randomness": "robustbench_lite.randomness:Randomness",
     "rand_like": "robustbench_lite.randomness:rand_like",
     "randn_like": "robustbench_lite.randomness:randn_like",
+    "randn_per_pass": "robustbench_lite.randomness:randn_per_pass",
     "CellResult": "robustbench_lite.results:CellResult",
     "Curve": "robustbench_lite.results:Curve",
     "MetricValue": "robustbench_lite.results:MetricValue",
@@ -109,6 +111,7 @@ __all__ = [
     "mean_of_logits",
     "rand_like",
     "randn_like",
+    "randn_per_pass",
 ]
 
 

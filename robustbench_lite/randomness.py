@@ -69,6 +69,10 @@ class Randomness:
         """The same stream for some of its examples: LongTensor (n,) or bool mask (N,), as ``Target.select``."""
         return object.__new__(Randomness)._start(self._digest, self.ids[rows])
 
+    def for_all(self, *labels: str | int) -> np.random.Generator:
+        """A generator of numpy for numbers that belong to no example, by what they are called: many at once, the fast way."""
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self._derive("all", labels)[:16], "little")))
+
     def seed_for(self, *labels: str | int) -> int:
         """A seed in [0, 2^63) for code that needs torch's global generator."""
         return int.from_bytes(self._derive("seed", labels)[:8], "little") >> 1
@@ -274,6 +278,23 @@ def rand_like(x: Tensor) -> Tensor:
         return torch.rand_like(x)
     # Rounding to a shorter type must not make a 1.
     return _by_example(keyed, x, "rand_like").clamp_(max=1 - torch.finfo(x.dtype).eps / 2)
+
+
+def randn_per_pass(like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Standard normal numbers of the shape, type and device of ``like``, one draw for all images of a pass: for weights.
+
+    Returns numbers (u, *like.shape), and for each image of the batch which of them are its own, (n,), or None where u is 1
+    and all share them. Elsewhere than in the core that is so. When the core runs the model, the images of a batch may be in
+    different passes, and their numbers depend on the pass alone, not on who else is there.
+    """
+    keyed = _current.get()
+    if keyed is None:
+        return torch.randn_like(like)[None], None
+    passes, which = torch.unique(keyed.draw, return_inverse=True)
+    stream = keyed.next()
+    made = [stream.for_all("pass", number) for number in passes.tolist() or [0]]  # without images any draw will do
+    numbers = torch.from_numpy(np.stack([each.standard_normal(like.shape, dtype=np.float32) for each in made]))
+    return numbers.to(like.device, like.dtype), None if len(made) == 1 else which
 
 
 def _by_example(keyed: _Keyed, x: Tensor, name: str) -> Tensor:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from robustbench_lite.errors import PluginError
-from robustbench_lite.randomness import Randomness, keyed_draws, rand_like, randn_like
+from robustbench_lite.randomness import Randomness, keyed_draws, rand_like, randn_like, randn_per_pass
 
 Draw = Callable[..., Tensor]
 DRAWS: dict[str, Draw] = {
@@ -301,6 +301,26 @@ def test_each_row_has_its_own_draw_number() -> None:
             assert torch.equal(randn_like(torch.zeros(1, 6))[0], mixed[row])
 
 
+def test_numbers_of_a_pass_belong_to_its_number_alone() -> None:
+    like = torch.zeros(2, 5, dtype=torch.float64)
+    with keyed_draws(draws_of([7, 3, 9, 1])[0], torch.tensor([4, 5, 4, 8])):
+        numbers, which = randn_per_pass(like)
+        later, _ = randn_per_pass(like)
+    assert which is not None
+    assert which.tolist() == [0, 1, 0, 2]
+    assert (numbers.shape, numbers.dtype) == ((3, 2, 5), torch.float64)
+    assert len({*numbers.flatten().tolist(), *later.flatten().tolist()}) == 60
+    for row, number in enumerate([4, 5, 8]):
+        with keyed_draws(*draws_of([2, 6], number)):
+            alone, shared = randn_per_pass(like)
+            assert shared is None
+            assert torch.equal(alone[0], numbers[row])
+    with keyed_draws(Randomness("another key", torch.arange(2)), torch.full((2,), 4)):
+        assert not (randn_per_pass(like)[0][0] == numbers[0]).any()
+    with keyed_draws(*draws_of([])):
+        assert randn_per_pass(like)[0].shape == (1, 2, 5)
+
+
 def test_copies_of_the_batch_get_independent_numbers() -> None:
     with keyed_draws(*draws_of([7, 3])):
         copies = randn_like(torch.zeros(6, 5)).view(3, 2, 5)
@@ -343,6 +363,10 @@ def test_outside_the_core_they_are_those_of_torch() -> None:
     torch.manual_seed(0)
     assert torch.equal(got[0], torch.randn_like(x))
     assert torch.equal(got[1], torch.rand_like(x))
+    torch.manual_seed(0)
+    numbers, which = randn_per_pass(x)
+    assert torch.equal(numbers[0], got[0])
+    assert which is None
 
 
 def test_contexts_nest_and_end_with_an_exception() -> None:

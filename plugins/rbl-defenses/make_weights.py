@@ -1,7 +1,7 @@
 """Train the weights that this plugin ships: ``make weights``.
 
-Every defense that is trained or fitted gets weights for digits with its default parameters, but for those in ``NOT_SHIPPED``;
-so do the teachers and bases that they name, whatever their parameters. Files whose model card says that they are up to date are
+Every defense that is trained or fitted gets weights for digits with its default parameters; so do the teachers and bases that
+they name, whatever their parameters. Files whose model card says that they are up to date are
 left alone, an interrupted training goes on from its checkpoint, and a defense waits for its teacher.
 """
 
@@ -27,8 +27,6 @@ from robustbench_lite.weights import read_card, weights_name
 
 WEIGHTS = Path(__file__).parent / "src" / "rbl_defenses" / "weights"
 SEED = 0
-# Each image has weights of its own there, which makes a pass so slow that a leaderboard of all defenses would take an hour.
-NOT_SHIPPED = ("pni", "cni")
 
 
 @dataclass
@@ -122,10 +120,7 @@ def main() -> int:
     own = [
         entry.id
         for entry in registry.entries("defense")
-        if entry.distribution == "rbl-defenses"
-        and isinstance(entry.spec, DefenseSpec)
-        and entry.spec.kind in TRAINABLE
-        and entry.spec.name not in NOT_SHIPPED
+        if entry.distribution == "rbl-defenses" and isinstance(entry.spec, DefenseSpec) and entry.spec.kind in TRAINABLE
     ]
     waiting = jobs(registry, options.defenses or own, WEIGHTS / bundle.info.name)
     failed: dict[str, str] = {}

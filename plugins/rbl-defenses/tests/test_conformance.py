@@ -81,11 +81,9 @@ BATTERY = (
     "lq-vae[base=randomized-smoothing,latents=3]",
 )
 
-# Nothing is shipped for these: the two whose passes are too slow, other parameters, other bases. They are checked untrained.
+# Nothing is shipped for these: other parameters, other bases. They are checked untrained.
 UNTRAINED = {
     "standard[width=3]",
-    "pni",
-    "cni",
     "extra-data[method=trades]",
     "max-softmax[base=gaussian-noise]",
     "feature-squeezing-detector[base=jpeg,non_local_means=[5,3,10]]",

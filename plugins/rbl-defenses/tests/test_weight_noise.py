@@ -1,4 +1,4 @@
-"""Noise on weights: its distribution in both ways of drawing it, whose it is, what learns; PNI and CNI."""
+"""Noise on weights: its distribution, which images share it, what learns; PNI and CNI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rbl_defenses.pgd_at import PGDTraining
 from rbl_defenses.pni import PNI, WhiteNoise
 from rbl_defenses.resnets import ResNet
 from rbl_defenses.surgery import wrap
-from rbl_defenses.weight_noise import LAYERS, NoisyLayer, one_draw_per_pass
+from rbl_defenses.weight_noise import LAYERS, NoisyLayer
 from robustbench_lite import DatasetInfo, Randomness
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.randomness import keyed_draws
@@ -74,38 +74,37 @@ INPUT = {"conv": (2, 3, 3), "linear": (5,)}
 def test_one_draw_of_the_weights_has_the_covariance_that_is_learned(kind: str, noise: Callable[..., NoisyLayer]) -> None:
     torch.manual_seed(0)
     noisy = noise(LAYER[kind]())
+    n = 8_000
     with torch.no_grad():
-        samples = torch.stack([noisy.draw().flatten() for _ in range(8_000)])
-    assert_covariance(samples, covariance(noisy))
+        in_training = torch.cat([noisy.draw()[0].flatten(1) for _ in range(n)])
+        with keyed_draws(Randomness("cell", torch.zeros(n, dtype=torch.long)), torch.arange(n)):
+            judged, which = noisy.draw()
+    assert which is not None
+    for samples in (in_training, judged.flatten(1)):
+        assert_covariance(samples - noisy.weight.detach().flatten(), covariance(noisy))
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 @pytest.mark.parametrize("noise", [coloured, white])
-def test_outputs_of_images_with_draws_of_their_own_have_the_covariance_that_those_weights_give(
+def test_images_of_one_pass_meet_the_same_weights_and_those_of_several_their_own(
     kind: str, noise: Callable[..., NoisyLayer]
 ) -> None:
-    """The output is linear in the weights: y = A w, so that cov(y) = A cov(w) A^T, between positions and channels, too."""
-    torch.manual_seed(0)
     noisy = noise(LAYER[kind]())
-    x = torch.randn(1, *INPUT[kind], dtype=torch.float64)
+    x = torch.randn(7, *INPUT[kind], dtype=torch.float64)
+    draw = torch.tensor([4, 2, 4, 4, 9, 2, 9])
     with torch.no_grad():
-        plain = noisy.wrapped(x)
-        samples = (noisy(x.expand(20_000, *x.shape[1:])) - plain).flatten(1)
-    jacobian = torch.autograd.functional.jacobian(lambda w: noisy._linear(x, w).flatten(), noisy.weight.detach()).flatten(1)
-    assert_covariance(samples, jacobian @ covariance(noisy) @ jacobian.T)
-
-
-def test_images_share_a_draw_only_where_one_is_asked_for() -> None:
-    model = PNI().architecture(INFO).eval()
-    x = torch.rand(1, 1, 8, 8).expand(3, 1, 8, 8)
-    with torch.no_grad():
-        with one_draw_per_pass(model):
-            shared, again = model(x), model(x)
-        own = model(x)
-    torch.testing.assert_close(shared[0], shared[1])
-    assert not torch.allclose(shared, again)
-    assert (own[0] - own[1]).abs().min() > 1e-4
-    assert not any(layer.common for layer in model.modules() if isinstance(layer, NoisyLayer))
+        with keyed_draws(Randomness("cell", torch.arange(7)), draw):
+            mixed = noisy(x)
+        for number in (2, 4, 9):
+            rows = draw == number
+            with keyed_draws(Randomness("cell", torch.arange(7)[rows] + 40), draw[rows]):
+                torch.testing.assert_close(mixed[rows], noisy(x[rows]))
+        same = torch.full((7,), 4)
+        with keyed_draws(Randomness("cell", torch.arange(7)), same):
+            weights, which = noisy.draw()
+    assert which is None
+    assert len(weights) == 1
+    assert not torch.equal(weights[0], noisy.weight)
 
 
 def networks() -> dict[str, nn.Module]:
@@ -120,7 +119,7 @@ def networks() -> dict[str, nn.Module]:
 @pytest.mark.parametrize(
     "make", [lambda layer: WhiteNoise(layer, "element", 0.2), lambda layer: ColouredNoise(layer, 2, 0.05, 0.02)]
 )
-def test_in_every_network_draws_belong_to_images(kind: str, make: Callable[[nn.Module], nn.Module]) -> None:
+def test_in_every_network_draws_belong_to_passes(kind: str, make: Callable[[nn.Module], nn.Module]) -> None:
     model = networks()[kind].eval()
     plain = [module for module in model.modules() if isinstance(module, LAYERS)]
     wrap(model, LAYERS, make)
@@ -136,38 +135,6 @@ def test_in_every_network_draws_belong_to_images(kind: str, make: Callable[[nn.M
     chosen = torch.tensor([4, 0, 5])
     torch.testing.assert_close(passes(chosen, 3), whole[chosen], rtol=0, atol=1e-5)
     assert (passes(torch.arange(6), 4) - whole).abs().amax(1).min() > 1e-3
-
-
-def test_the_noise_of_kernels_counts_as_memory() -> None:
-    from robustbench_lite.deployed import activation_bytes
-
-    noisy, plain = PNI().architecture(INFO).eval(), small_cnn(INFO).eval()
-    kernels = sum(m.weight.numel() for m in plain.modules() if isinstance(m, nn.Conv2d))
-    x = torch.rand(1, 1, 8, 8)
-    assert activation_bytes(noisy, x) >= activation_bytes(plain, x) + 4 * kernels
-
-
-def test_averaged_gradients_are_those_of_the_expected_loss() -> None:
-    """Drawing in front of a linear layer or behind it: another path, the same expectation."""
-    torch.manual_seed(0)
-    noisy = white(nn.Linear(4, 2))
-    x = torch.tensor([[0.5, -0.2, 0.8, 0.1]], dtype=torch.float64)
-    n = 40_000
-
-    def gradients(common: bool) -> Tensor:
-        leaf = x.expand(n, -1).clone().requires_grad_()
-        if common:
-            weights = noisy.weight.detach() + noisy.deviation().detach() * torch.randn(n, 2, 4, dtype=torch.float64)
-            outputs = torch.einsum("noi,ni->no", weights, leaf) + noisy.wrapped.bias.detach()
-        else:
-            outputs = noisy(leaf)
-        (found,) = torch.autograd.grad(F.cross_entropy(outputs, torch.zeros(n, dtype=torch.long), reduction="sum"), leaf)
-        return found
-
-    a, b = gradients(True), gradients(False)
-    error = ((a.var(0) + b.var(0)) / n).sqrt()
-    assert ((a.mean(0) - b.mean(0)).abs() < 5 * error).all()
-    assert a.mean(0).abs().min() > 10 * error.max()
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
@@ -224,8 +191,7 @@ def test_pni_trains_on_clean_images_first_and_then_leads_away_from_its_own_predi
     torch.manual_seed(1)
     clean = defense.loss(model, x, y % 3, early)
     torch.manual_seed(1)
-    with one_draw_per_pass(model):
-        torch.testing.assert_close(clean, F.cross_entropy(model(x), y % 3))
+    torch.testing.assert_close(clean, F.cross_entropy(model(x), y % 3))
     found = []
     for labels in (y % 3, (y + 1) % 3):
         torch.manual_seed(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rbl_defenses.image_defense import AdversariallyTrained
 from rbl_defenses.pni import WhiteNoise
 from rbl_defenses.surgery import wrap
-from rbl_defenses.weight_noise import NoisyLayer, one_draw_per_pass
+from rbl_defenses.weight_noise import NoisyLayer
 from robustbench_lite import DatasetInfo, losses
 from robustbench_lite.training import Context
 
@@ -78,7 +78,6 @@ class CNI(AdversariallyTrained):
         return [network, noise | {"lr_scale": self.noise_lr}]
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, context: Context) -> Tensor:
-        with one_draw_per_pass(model):
-            x_adv = self.adversary(model, x, lambda z: losses.cross_entropy(z, y), context)
-            clean, adversarial = F.cross_entropy(model(x), y), F.cross_entropy(model(x_adv), y)
-            return (1 - self.mix) * clean + self.mix * adversarial
+        x_adv = self.adversary(model, x, lambda z: losses.cross_entropy(z, y), context)
+        clean, adversarial = F.cross_entropy(model(x), y), F.cross_entropy(model(x_adv), y)
+        return (1 - self.mix) * clean + self.mix * adversarial

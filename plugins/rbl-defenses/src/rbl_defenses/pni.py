@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rbl_defenses.image_defense import AdversariallyTrained
 from rbl_defenses.surgery import wrap
-from rbl_defenses.weight_noise import LAYERS, NoisyLayer, one_draw_per_pass
+from rbl_defenses.weight_noise import LAYERS, NoisyLayer
 from robustbench_lite import DatasetInfo, losses
 from robustbench_lite.training import Context, in_mode
 
@@ -59,14 +59,13 @@ class PNI(AdversariallyTrained):
         return model
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, context: Context) -> Tensor:
-        with one_draw_per_pass(model):
-            clean = F.cross_entropy(model(x), y)
-            if context.epoch < self._delay(context.info):
-                return clean
-            with torch.no_grad(), in_mode(model, self.craft_mode):
-                predicted = model(x).argmax(1)
-            x_adv = self.adversary(model, x, lambda z: losses.cross_entropy(z, predicted), context)
-            return 0.5 * clean + 0.5 * F.cross_entropy(model(x_adv), y)
+        clean = F.cross_entropy(model(x), y)
+        if context.epoch < self._delay(context.info):
+            return clean
+        with torch.no_grad(), in_mode(model, self.craft_mode):
+            predicted = model(x).argmax(1)
+        x_adv = self.adversary(model, x, lambda z: losses.cross_entropy(z, predicted), context)
+        return 0.5 * clean + 0.5 * F.cross_entropy(model(x_adv), y)
 
     def _delay(self, info: DatasetInfo) -> int:
         if self.delay is None:

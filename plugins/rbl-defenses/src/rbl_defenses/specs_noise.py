@@ -7,6 +7,7 @@ from robustbench_lite import DefenseSpec
 NOISE = [
     DefenseSpec(
         name="pni",
+        version=2,
         factory="rbl_defenses.pni:PNI",
         kind="trained",
         stochastic=True,
@@ -15,6 +16,7 @@ NOISE = [
     ),
     DefenseSpec(
         name="cni",
+        version=2,
         factory="rbl_defenses.cni:CNI",
         kind="trained",
         stochastic=True,
