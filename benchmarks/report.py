@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from robustbench_lite import columns
-from robustbench_lite import store as layout
-from robustbench_lite.store import Store, canonical_json
+from robustbench_lite.contents import FORMAT, pack, seal
+from robustbench_lite.keys import canonical_json
+from robustbench_lite.store import Store
 
 SHARD = 256
 EMPTY = 70_000  # bytes that a shard of ten classes takes, about
@@ -187,7 +188,7 @@ def _write(store: Store, spec: dict[str, Any], arrays: dict[str, np.ndarray], *,
         rows = slice(number * SHARD, (number + 1) * SHARD)
         if whole:
             part = {name: array[rows] for name, array in arrays.items()}
-            data = layout._pack(part, kind="shard", key=cell.key, number=number)
+            data = pack(part, kind="shard", key=cell.key, number=number)
             path.write_bytes(data)
             files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         else:
@@ -195,19 +196,19 @@ def _write(store: Store, spec: dict[str, Any], arrays: dict[str, np.ndarray], *,
             os.truncate(path, EMPTY)
             files[path.name] = {"bytes": EMPTY, "sha256": "0" * 64}
     types = {name: array.dtype.name for name, array in sorted(arrays.items())}
-    record = {"format": layout.FORMAT, "key": cell.key, "committed": "20260101T000000.000000Z", "n": n}
-    done = layout._seal(record | {"n_shards": -(-n // SHARD), "files": files, "arrays": types})
+    record = {"format": FORMAT, "key": cell.key, "committed": "20260101T000000.000000Z", "n": n}
+    done = seal(record | {"n_shards": -(-n // SHARD), "files": files, "arrays": types})
     (cell.folder / "done.json").write_bytes(done)
     found = columns.narrowed(arrays)
     commit = hashlib.sha256(done).hexdigest()
-    (cell.folder / columns.NAME).write_bytes(layout._pack(found, kind="columns", key=commit, number=0))
+    (cell.folder / columns.NAME).write_bytes(pack(found, kind="columns", key=commit, number=0))
     (cell.folder / "attempts" / "20260101T000000.000000Z-1-0a.json").write_bytes(_attempt(-(-n // SHARD)))
 
 
 def _attempt(shards: int) -> bytes:
     entry = {"elapsed": 1.0, "micro_batch": 512, "memory_history": [], "unattributed": 0, "notes": [], "peak_memory_bytes": 1}
     record = {
-        "format": layout.FORMAT,
+        "format": FORMAT,
         "status": "done",
         "reason": "",
         "traceback": "",
@@ -218,7 +219,7 @@ def _attempt(shards: int) -> bytes:
         "progress": [{"time": "20260101T000000.000000Z", "shard": i, **entry} for i in range(shards)],
         "seconds": 60.0,
     }
-    return layout._seal(record)
+    return seal(record)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from robustbench_lite.errors import InvalidParameter, RblError
+from robustbench_lite.keys import Spelling
 from robustbench_lite.measuring import is_measurement
 from robustbench_lite.resolve import attack_from_spec, dataset_from_fields, defense_from_fields, metric_from_spec
-from robustbench_lite.store import Spelling
 
 if TYPE_CHECKING:
     from robustbench_lite.registry import Registry

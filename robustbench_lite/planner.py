@@ -25,6 +25,7 @@ from robustbench_lite.errors import (
     UsageError,
     did_you_mean,
 )
+from robustbench_lite.keys import cell_key
 from robustbench_lite.measuring import (
     examples_of,
     is_measurement,
@@ -48,7 +49,7 @@ from robustbench_lite.resolve import (
     resolve_metric,
 )
 from robustbench_lite.specs import base_selectors
-from robustbench_lite.store import Store, cell_key
+from robustbench_lite.store import Store
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_lite.cell import Cell
 from robustbench_lite.data import fetch
 from robustbench_lite.deployed import Deployed, is_out_of_memory
 from robustbench_lite.errors import BudgetExceeded, CellFailed, PluginError, RblError, StoreError
@@ -43,7 +44,7 @@ from robustbench_lite.resolve import (
     defense_from_spec,
     metric_from_spec,
 )
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 from robustbench_lite.target import Target, Watch, surrogate_targets
 from robustbench_lite.threat import Threat
 from robustbench_lite.weights import state_hash

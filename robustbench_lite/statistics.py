@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
-from scipy.stats import binom, binomtest, bootstrap, chi2, ks_2samp, t, wilcoxon
+from scipy.special import betaincinv, ndtri
+from scipy.stats import binom, bootstrap, chi2, ks_2samp, t, wilcoxon
 
 EXACT_UP_TO = 1000  # discordant pairs; beyond that the chi-squared approximation serves
 
@@ -57,8 +57,12 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1.
     """
     _check_level(level)
-    found = binomtest(int(k), int(n)).proportion_ci(confidence_level=level, method="exact")
-    return Interval(float(found.low), float(found.high))
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"a count of {n} examples lies between 0 and {n}, not at {k}, and there is at least one example")
+    tail = (1 - level) / 2  # closed, where scipy's binomtest searches for the ends, which takes a hundred times as long
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return Interval(low, high)
 
 
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from robustbench_lite.bundle.archive import is_member, member_of
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.cell import Cell
+from robustbench_lite.store import Store
 
 Arrays = dict[str, np.ndarray]
 

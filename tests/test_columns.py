@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from robustbench_lite import columns
+from robustbench_lite.cell import Cell
 from robustbench_lite.errors import CorruptResult
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 
 
 def rows(start: int, n: int) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from robustbench_lite.cell import Cell
 from robustbench_lite.errors import CorruptResult, InvalidParameter, PluginError, UsageError
 from robustbench_lite.leaderboard.json_table import schema
 from robustbench_lite.measuring import checked_arrays
@@ -21,7 +22,7 @@ from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.runner import Workbench, WorkItem, run_cell
 from robustbench_lite.specs import MetricSpec
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 from tests.support import TOY, invoke
 
 METRICS = """

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite import AccessError, PluginError, Randomness, Target, Threat, losses, mean_of_logits
+from robustbench_lite.cell import Cell
 from robustbench_lite.ledger import SurrogateLedger
 from robustbench_lite.planner import make_plan
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import resolve_attack
 from robustbench_lite.runner import Workbench, WorkItem, run_cell
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 from robustbench_lite.testing import CoinFlip, Linear, make_target
 from tests.support import TOY
 

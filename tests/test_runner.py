@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from robustbench_lite.cell import Cell
 from robustbench_lite.errors import StoreError
 from robustbench_lite.planner import make_plan
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.runner import Workbench, WorkItem, environment, run_cell
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 from tests.support import TOY, written
 
 ODD = '''
@@ -247,7 +248,7 @@ def test_a_full_disk_does_not_hide_why_an_attack_failed(run: Callable[..., Any],
         raise StoreError("no room to write")
 
     monkeypatch.setattr(Cell, "write_salvage", full)
-    monkeypatch.setattr("robustbench_lite.store.Attempt.finish", full)
+    monkeypatch.setattr("robustbench_lite.cell.Attempt.finish", full)
     status, _, events = run(n=32, attack="toy/raises")
     assert status == "error"
     assert events[-1]["reason"] == "ValueError: half way through"

@@ -69,6 +69,21 @@ def test_wilson_and_its_band_are_those_of_scipy(counts, level):
     assert wilson(k, n, level) == (low[1], high[1])
 
 
+@given(COUNTS, st.floats(0.5, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_the_exact_interval_is_that_of_scipy(counts, level):
+    k, n = counts
+    for each in (0, k, n):
+        expected = binomtest(each, n).proportion_ci(level, method="exact")
+        assert clopper_pearson(each, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_an_interval_needs_counts_of_examples(k, n):
+    with pytest.raises(ValueError, match="a count of"):
+        clopper_pearson(k, n)
+
+
 @pytest.mark.parametrize(("k", "n"), [([0], 0), ([3], 2), ([-1], 2)])
 def test_a_band_needs_counts_of_examples(k, n):
     with pytest.raises(ValueError, match="counts of"):

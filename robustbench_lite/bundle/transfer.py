@@ -14,12 +14,13 @@ from robustbench_lite import __version__, incoming
 from robustbench_lite.bundle.archive import Opened, is_member, member_of, opened, pack
 from robustbench_lite.bundle.contents import check_arrays, check_examples, check_spec
 from robustbench_lite.bundle.manifest import Manifest, Summary, asked_of
+from robustbench_lite.cell import Cell
 from robustbench_lite.errors import CorruptResult, InvalidBundle, StoreError
 from robustbench_lite.lease import Lease, temporary_path
 from robustbench_lite.provenance import Origin
 from robustbench_lite.resolve import subset_checksum
 from robustbench_lite.results import CellResult
-from robustbench_lite.store import Cell, Store
+from robustbench_lite.store import Store
 
 # What of an environment stays at home: names of machines and processes.
 _PRIVATE = ("host", "pid")

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from robustbench_lite.cell import Cell
 from robustbench_lite.errors import RblError
 from robustbench_lite.judge import Judge
 from robustbench_lite.ledger import Ledger
@@ -33,7 +34,6 @@ from robustbench_lite.provenance import Check
 from robustbench_lite.resolve import attack_from_spec, dataset_from_spec, defense_from_fields
 from robustbench_lite.results import SOURCES
 from robustbench_lite.runner import Workbench, WorkItem, environment, load_examples, run_shard
-from robustbench_lite.store import Cell
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:

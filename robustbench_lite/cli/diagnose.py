@@ -127,11 +127,11 @@ def _subjects(app: App, request: RunRequest, defense: str, examples: int | None)
     import json
 
     from robustbench_lite.executors.slots import find_slots
+    from robustbench_lite.keys import canonical_json
     from robustbench_lite.planner import contributed_protocols
     from robustbench_lite.protocol import find_protocol
     from robustbench_lite.resolve import resolve_dataset, resolve_defense
     from robustbench_lite.runner import Workbench, prepare_torch
-    from robustbench_lite.store import canonical_json
     from robustbench_lite.threat import Threat
 
     registry = app.registry()

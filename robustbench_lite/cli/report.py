@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,15 +14,20 @@ import click
 
 from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, print_table, store_option, warn
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError, did_you_mean
+from robustbench_lite.processes import cores, forked_map
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
+    from robustbench_lite.cell import Cell
     from robustbench_lite.leaderboard import Leaderboard
     from robustbench_lite.leaderboard.measures import MeasureTable
     from robustbench_lite.leaderboard.tables import Stale
     from robustbench_lite.registry import Registry
     from robustbench_lite.resolve import ResolvedMetric
-    from robustbench_lite.store import Cell, Store
+    from robustbench_lite.store import Store
+
+# From how many results on a report starts other processes, which takes about as long as reading twenty.
+MANY_RESULTS = 500
 
 
 @click.command("report")
@@ -170,11 +175,30 @@ def make_tables(
         origin=lambda key: by_key[key].origin,
         rank_self_reported=rank_self_reported,
         note=warn,
+        each=_each(store, len(cells)),
     )
     for message in store.messages:
         warn(message)
     known = stored_entries(store)
     return [replace(t, published=tuple(e for e in known if e.beside(t.dataset, t.threat))) for t in tables]
+
+
+def _each(store: Store, results: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
+    """``map``; of a large store in a process for each core, which tell this one what damage they find."""
+    count = cores()
+    if results < MANY_RESULTS or count == 1:
+        return map
+
+    def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        def told(item: Any) -> tuple[Any, list[str]]:
+            before = len(store.messages)
+            return work(item), store.messages[before:]
+
+        for result, messages in forked_map(told, items, count):
+            store.messages += [message for message in messages if message not in store.messages]
+            yield result
+
+    return each
 
 
 def _naive_from(registry: Registry) -> Callable[[str, int], Sequence[str]]:

@@ -183,7 +183,8 @@ def _report(
 ) -> int:
     """Print and write the tables of this run, and the exit code: 1 where a cell failed or nothing could be run."""
     from robustbench_lite.cli.report import add_measures, make_tables, print_measures, print_tables, write_tables
-    from robustbench_lite.store import Store, cell_key
+    from robustbench_lite.keys import cell_key
+    from robustbench_lite.store import Store
     from robustbench_lite.threat import Threat
 
     wanted = {cell.key for cell in plan.cells if cell.key}

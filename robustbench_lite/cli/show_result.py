@@ -16,7 +16,8 @@ from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
-    from robustbench_lite.store import Cell, Store
+    from robustbench_lite.cell import Cell
+    from robustbench_lite.store import Store
     from robustbench_lite.verdict import Verdict
 
 UNDER = " under "

@@ -15,8 +15,9 @@ from robustbench_lite.cli.app import App, json_option, print_json, store_option,
 from robustbench_lite.errors import UsageError
 
 if TYPE_CHECKING:
+    from robustbench_lite.cell import Cell
     from robustbench_lite.provenance import Check
-    from robustbench_lite.store import Cell, Store
+    from robustbench_lite.store import Store
 
 
 @click.command("verify")

@@ -16,8 +16,8 @@ import numpy as np
 
 from robustbench_lite.diagnostics.catalogue import Finding, NotApplicable
 from robustbench_lite.diagnostics.runs import ITERATIVE, Case, Mask, Run
+from robustbench_lite.keys import canonical_json
 from robustbench_lite.statistics import clopper_pearson, difference_interval, mcnemar
-from robustbench_lite.store import canonical_json
 from robustbench_lite.verdict import Outcome
 
 POINT = 0.01

@@ -19,8 +19,9 @@ from typing import Any
 
 from robustbench_lite.diagnostics.catalogue import CHECKS, VERSION, Check, Cost, combine
 from robustbench_lite.diagnostics.runs import Case, Run, check_results
+from robustbench_lite.keys import cell_key
 from robustbench_lite.provenance import REFUTED, SELF_REPORTED, status_of
-from robustbench_lite.store import VERDICTS, Store, cell_key
+from robustbench_lite.store import VERDICTS, Store
 from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
 

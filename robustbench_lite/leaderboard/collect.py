@@ -16,10 +16,10 @@ import numpy as np
 
 from robustbench_lite.diagnostics.runs import Run
 from robustbench_lite.errors import PluginError, RblError
+from robustbench_lite.keys import Spelling, canonical_json
 from robustbench_lite.leaderboard.lookup import Metric
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import REJECTED, CellResult, MetricValue
-from robustbench_lite.store import Spelling, canonical_json
 from robustbench_lite.threat import Threat
 
 Spec = Mapping[str, Any]
@@ -186,23 +186,26 @@ def _problem(spec: Spec) -> str:
 
 
 class Reader:
-    """Reads cells one by one and keeps of each what tables need. note: told of those that cannot be understood."""
+    """Reads cells one by one and keeps of each what tables need."""
 
-    def __init__(self, meter: Meter, note: Callable[[str], None]) -> None:
+    def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._note = note
         self._indices: dict[bytes, np.ndarray] = {}
 
-    def read(self, asked: Asked) -> Kept | None:
-        """What is kept of a cell; None where it cannot be understood."""
+    def once(self, index: np.ndarray) -> np.ndarray:
+        """A list of examples equal to ``index``, held once: nearly all cells are over the same."""
+        return self._indices.setdefault(index.tobytes(), index)
+
+    def read(self, asked: Asked, note: Callable[[str], None]) -> Kept | None:
+        """What is kept of a cell; None where it cannot be understood, of which ``note`` is told."""
         cell = asked.stored.load_for_tables()
         if cell.n and (absent := [name for name in (*_KEPT_ARRAYS, "rejected", "unstable") if name not in cell.arrays]):
-            self._note(not_shown(cell.key, f"it has no array {', '.join(absent)}"))
+            note(not_shown(cell.key, f"it has no array {', '.join(absent)}"))
             return None
         wanted = _KEPT_ARRAYS + ("member",) * ("member" in cell.arrays)
         arrays = {name: np.array(cell.arrays[name]) for name in wanted} if cell.n else {}
-        if arrays:  # nearly all cells are over the same examples: hold that list once
-            arrays["index"] = self._indices.setdefault(arrays["index"].tobytes(), arrays["index"])
+        if arrays:
+            arrays["index"] = self.once(arrays["index"])
         done = cell.status == "done" and cell.n > 0
         notes, scalars = self._scalars(cell, asked.threat) if done else ([], {})
         kept = replace(cell, arrays=arrays, environment={})

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from robustbench_lite.errors import PluginError, RblError
+from robustbench_lite.keys import canonical_json
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.measuring import value_of
 from robustbench_lite.resolve import ResolvedMetric
 from robustbench_lite.results import CellResult, MetricValue
-from robustbench_lite.store import canonical_json
 from robustbench_lite.threat import Threat
 
 Spec = Mapping[str, Any]

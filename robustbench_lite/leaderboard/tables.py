@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 Stale = Callable[[Spec], Mapping[str, str]]
 # Where the result of a key comes from; None for one that was run here.
 Origins = Callable[[str], Origin | None]
+# ``map``, or something like it that spreads the work.
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 def build_tables(
@@ -48,6 +50,7 @@ def build_tables(
     origin: Origins = lambda key: None,
     rank_self_reported: bool = False,
     note: Callable[[str], None] = log.warning,
+    each: Each = map,
 ) -> list[Leaderboard]:
     """Leaderboards of all ``cells``, which may come in any order; their arrays are read one defense at a time.
 
@@ -63,7 +66,8 @@ def build_tables(
     origin: of a result, by its key. Imported results that are not verified cost the rank, unless rank_self_reported; refuted
     ones have no number. An attack that only such results are of gets no column where others have one, and no check looks at
     them where there are others, so that nobody's bundle costs others their ranks.
-    note: told, in words, of results that are in no table.
+    note: told, in words, of results that are in no table. each: called to make the rows, as ``map(make, rows)`` is; it may do
+    so in other processes.
 
     Raises UsageError where a metric is not installed.
     """
@@ -76,13 +80,13 @@ def build_tables(
         verdicts=verdicts,
     )
     extra = list(threats)
-    reader = Reader(context.meter, note)
+    reader = Reader(context.meter)
     tables: list[Leaderboard] = []
     for group in collect(cells, note):
         known = group.threats(extra)
         named = naive(group.asked["protocol"]["name"], group.asked["protocol"]["version"])
         trust = _Trust({cell.stored.key: origin(cell.stored.key) for cell in group.cells}, rank_self_reported)
-        tables += _tables(group, known, reader, stale, trust, replace(context, naive=named))
+        tables += _tables(group, known, reader, stale, trust, replace(context, naive=named), note, each)
         for norm in sorted({cell.threat.norm for cell in group.cells} - {t.norm for t in known}):
             note(
                 f"the minimal-norm results for {plain(group.asked['dataset']['name'])} in {norm} are in no table: no radius "
@@ -140,8 +144,24 @@ def _called(spec: Spec) -> tuple[str, str]:
     return spec["id"], spec["label"]
 
 
+@dataclass(frozen=True)
+class _Drafted:
+    """The drafts of one defense, and how many examples its results hold, by threat model; and what is to be noted."""
+
+    drafts: Mapping[Threat, Draft]
+    counts: Mapping[Threat, Sequence[int]]
+    notes: Sequence[str]
+
+
 def _tables(
-    group: Group, threats: Sequence[Threat], reader: Reader, stale: Stale, trust: _Trust, context: Context
+    group: Group,
+    threats: Sequence[Threat],
+    reader: Reader,
+    stale: Stale,
+    trust: _Trust,
+    context: Context,
+    note: Callable[[str], None],
+    each: Each,
 ) -> list[Leaderboard]:
     """The tables of a group. A row's cells are read once for all threat models, and let go before the next row's."""
     why = {cell.stored.key: stale(cell.stored.spec) for cell in group.cells}
@@ -149,25 +169,36 @@ def _tables(
     columns = {threat: _Columns.of(trust.deciding(cells), why) for threat, cells in inside.items()}
     labels = {threat: _defense_labels(cells, why) for threat, cells in inside.items()}
     asked = group.asked["protocol"].get("n")
-    drafts: dict[Threat, list[Draft]] = {threat: [] for threat in threats}
-    counts: dict[Threat, list[int]] = {threat: [] for threat in threats}
-    rows: dict[str, list[Asked]] = {}
-    for cell in group.cells:
-        rows.setdefault(cell.defense, []).append(cell)
-    for defense, cells in rows.items():
-        spec = cells[0].stored.spec["defense"]
+
+    def drafted(cells: Sequence[Asked]) -> _Drafted:
+        """The rows of one defense, from all its results."""
+        defense, spec = cells[0].defense, cells[0].stored.spec["defense"]
         outdated = _first(why[cells[0].stored.key], "dataset", "defense")
-        found = [kept for cell in cells if (kept := reader.read(cell)) is not None]
+        notes: list[str] = []
+        found = [kept for cell in cells if (kept := reader.read(cell, notes.append)) is not None]
         fresh = [kept for kept in found if "attack" not in why[kept.cell.key] and not trust.refuted(kept.cell.key)]
         checked = [kept for kept in fresh if trust.believed(kept.cell.key)] or fresh
+        drafts, counts = dict[Threat, Draft](), dict[Threat, Sequence[int]]()
         for threat in threats:
             if defense not in labels[threat]:
                 continue
             slots = _slots([kept for kept in found if kept.asked.under(threat)], columns[threat], why, trust)
-            drafts[threat].append(
-                draft(labels[threat][defense], spec, slots, fresh, checked, threat, asked, context, stale=outdated)
-            )
-            counts[threat] += [slot.kept.cell.n for slot in slots if slot.kept is not None and slot.kept.done]
+            drafts[threat] = draft(labels[threat][defense], spec, slots, fresh, checked, threat, asked, context, stale=outdated)
+            counts[threat] = [slot.kept.cell.n for slot in slots if slot.kept is not None and slot.kept.done]
+        return _Drafted(drafts, counts, notes)
+
+    rows: dict[str, list[Asked]] = {}
+    for cell in group.cells:
+        rows.setdefault(cell.defense, []).append(cell)
+    drafts: dict[Threat, list[Draft]] = {threat: [] for threat in threats}
+    counts: dict[Threat, list[int]] = {threat: [] for threat in threats}
+    for made in each(drafted, list(rows.values())):
+        for threat, one in made.drafts.items():
+            one.index = reader.once(one.index)
+            drafts[threat].append(one)
+            counts[threat] += made.counts[threat]
+        for said in made.notes:
+            note(said)
     return [
         Leaderboard(
             dataset=plain(group.asked["dataset"]["name"]),

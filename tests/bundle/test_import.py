@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_lite import store as stores
+from robustbench_lite import cell as cells
 from robustbench_lite.bundle import import_bundle, opened
-from robustbench_lite.errors import InvalidBundle
-from robustbench_lite.lease import Lease
+from robustbench_lite.errors import InvalidBundle, StoreError
+from robustbench_lite.lease import Lease, storage_error
 from robustbench_lite.provenance import SELF_REPORTED
 from robustbench_lite.store import Store
 from tests.bundle.conftest import RUN
@@ -116,7 +116,7 @@ def test_killed_in_the_middle_nothing_has_come_in(several: Path, tmp_path: Path,
     child = os.fork()
     if child == 0:
         left = [writes]
-        write = stores.write_file
+        write = cells.write_file
 
         def deadly(*arguments: object, **options: object) -> None:
             left[0] -= 1
@@ -124,7 +124,7 @@ def test_killed_in_the_middle_nothing_has_come_in(several: Path, tmp_path: Path,
                 os.kill(os.getpid(), signal.SIGKILL)
             write(*arguments, **options)  # type: ignore[arg-type]
 
-        stores.write_file = deadly
+        cells.write_file = deadly
         import_bundle(several, Store.open(mine))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -140,17 +140,17 @@ def test_killed_in_the_middle_nothing_has_come_in(several: Path, tmp_path: Path,
 
 def test_an_error_in_the_middle_takes_everything_back(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Store.open(tmp_path / "mine")
-    write, left = stores.write_file, [20]
+    write, left = cells.write_file, [20]
 
     def full(path: Path, data: bytes, **options: bool) -> None:
         left[0] -= 1
         if left[0] < 0:
-            raise stores.storage_error(OSError(28, "No space left on device"), path)
+            raise storage_error(OSError(28, "No space left on device"), path)
         write(path, data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "write_file", full)
-        with pytest.raises(stores.StoreError, match="no room"):
+        patch.setattr(cells, "write_file", full)
+        with pytest.raises(StoreError, match="no room"):
             import_bundle(several, mine)
     assert list(mine.cells()) == []
     assert not list(mine.path.rglob("*.safetensors"))

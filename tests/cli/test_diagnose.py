@@ -212,7 +212,7 @@ def test_diagnose_says_why_an_attack_fails(store: Path) -> None:
         (["--checks", "zero-gradient"], "did you mean 'zero-gradients'"),
         (["--threat", "linf:8//255"], "linf:8//255"),
         (["--attack", "pgdd"], "unknown attack 'pgdd'; did you mean 'pgd'"),
-        (["--attack", "cw-l2"], "cw-l2 does not know the norm linf"),
+        (["--attack", "cw-l2"], "norm linf not supported by cw-l2 (it has l2)"),
         (["--n", "0"], "--n"),
         (["--seed", "-1"], "--seed"),
         (["--protocol", "quik"], "did you mean 'quick'?"),

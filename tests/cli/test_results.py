@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from robustbench_lite.cli import report
+from robustbench_lite.processes import cores
 from robustbench_lite.protocol import builtin_protocols
 from robustbench_lite.store import Store
 from tests.support import invoke
@@ -95,3 +98,21 @@ def test_the_schema_is_printed_and_what_is_printed_keeps_it(store: Path, tmp_pat
         jsonschema.Draft202012Validator(schema).validate(table)
     assert {row["rank"] for row in found[0]["rows"]} == {1}
     assert {row["rank"] for row in found[1]["rows"]} == {None}
+
+
+@pytest.mark.skipif(cores() == 1, reason="one core, or no fork: nothing is spread")
+def test_a_report_made_in_several_processes_says_the_same(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "store"
+    shutil.copytree(store, damaged)
+    for number, attempt in enumerate(sorted(damaged.glob("cells/*/*/attempts/*.json"))):
+        if number % 2:
+            attempt.write_bytes(attempt.read_bytes().replace(b'"done"', b'"gone"').replace(b'"error"', b'"other"'))
+    for columns in damaged.glob("cells/*/*/columns.safetensors"):
+        columns.unlink()
+    one = invoke("report", "--store", damaged, "--json", code=0)
+    monkeypatch.setattr(report, "MANY_RESULTS", 1)
+    several = invoke("report", "--store", damaged, "--json", code=0)
+    assert several.json == one.json
+    assert len(one.json) == 2
+    assert one.err.count("do not match its checksum") >= 4
+    assert sorted(several.err.splitlines()) == sorted(one.err.splitlines())
