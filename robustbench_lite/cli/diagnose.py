@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from robustbench_lite.request import RunRequest, load_request
 if TYPE_CHECKING:
     from robustbench_lite.diagnostics.catalogue import Check
     from robustbench_lite.diagnostics.indicators import Indicators
+    from robustbench_lite.runner import Workbench
     from robustbench_lite.threat import Threat
     from robustbench_lite.verdict import Verdict
 
@@ -62,9 +63,9 @@ def command(
     request = load_request(None, {**given, "defense": [defense], "threat": threats or None})
     wanted = find_checks(word for text in checks for word in text.split(",")) if checks else CHECKS
     found = []
-    for subject in _subjects(app, request, defense, examples):
-        verdicts = subject.verdicts(wanted)
-        found.append((subject, verdicts, subject.indicators(attack) if attack else None))
+    for model in _models(app, request, defense, examples):
+        verdicts = model.verdicts(wanted)
+        found.append((model, verdicts, model.indicators(attack) if attack else None))
     if as_json:
         print_json([_json(*each) for each in found])
     else:
@@ -73,15 +74,24 @@ def command(
     return 1 if any(verdict.outcome == "fail" for _, verdicts, _ in found for verdict in verdicts) else 0
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Model:
-    """One defense under one threat model, planned as ``rbl run`` would: the verdicts are the same, and stored in one place."""
+    """One defense under one threat model, planned as ``rbl run`` would: the verdicts are the same, and stored in one place.
 
-    def __init__(self, app: App, request: RunRequest, spec: dict[str, Any], threat: Threat, examples: int | None) -> None:
-        self.app, self.request, self.spec, self.threat, self.examples = app, request, spec, threat, examples
-        self.files: dict[str, str] = {}
-        self.title = f"{spec['defense']['label']} ({spec['dataset']['label']}, {threat})"
-        self.bench: Any = None
-        self.device = "cpu"
+    spec: what all questions about it have in common; files: of its weights. examples: on how many; None for what is usual.
+    """
+
+    request: RunRequest
+    spec: dict[str, Any]
+    threat: Threat
+    examples: int | None
+    files: Mapping[str, str]
+    bench: Workbench
+    device: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.spec['defense']['label']} ({self.spec['dataset']['label']}, {self.threat})"
 
     def verdicts(self, wanted: Sequence[Check]) -> tuple[Verdict, ...]:
         """What the checks find; those that are not stored are made."""
@@ -122,7 +132,7 @@ class _Model:
             raise UsageError(f"{attack} cannot be looked at on {self.title}: {reason}") from reason
 
 
-def _subjects(app: App, request: RunRequest, defense: str, examples: int | None) -> Iterable[_Model]:
+def _models(app: App, request: RunRequest, defense: str, examples: int | None) -> Iterable[_Model]:
     """The defense under each threat model."""
     import json
 
@@ -163,9 +173,15 @@ def _subjects(app: App, request: RunRequest, defense: str, examples: int | None)
     prepare_torch(slot.device, slot.threads)
     bench = Workbench(registry)
     for text in threats:
-        model = _Model(app, request, json.loads(canonical_json(spec)), Threat.parse(text), examples)
-        model.files, model.bench, model.device = found.weights_files(), bench, slot.device
-        yield model
+        yield _Model(
+            request=request,
+            spec=json.loads(canonical_json(spec)),
+            threat=Threat.parse(text),
+            examples=examples,
+            files=found.weights_files(),
+            bench=bench,
+            device=slot.device,
+        )
 
 
 def _follow(event: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from robustbench_lite import losses as objectives
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.diagnostics import compare
 from robustbench_lite.diagnostics.catalogue import Finding, NotApplicable
-from robustbench_lite.diagnostics.runs import Case, Mask
+from robustbench_lite.diagnostics.runs import RANDOM_POINTS, Case, Mask
 from robustbench_lite.diagnostics.subject import Subject
 from robustbench_lite.specs import BALLS
 from robustbench_lite.threat import Threat
@@ -33,7 +33,7 @@ QUICK_WHITE_BOX = ("rbl/apgd-ce[steps=20]", "rbl/apgd-t[steps=20,targets=3]")
 LONGER = ("rbl/apgd-ce[steps=400]", "rbl/apgd-ce[steps=100,restarts=5]")
 BLACK_BOX = "rbl/square[queries=1000]"
 TRANSFER = "rbl/transfer"
-RANDOM = "rbl/repeated-noise[draws=1000]"
+RANDOM = f"{RANDOM_POINTS}[draws=1000]"
 ONE_STEP = "rbl/fgsm"
 
 # Radii at which robust accuracy must fall, in units of the threat model's; the last one is half the box.

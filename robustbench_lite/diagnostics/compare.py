@@ -15,7 +15,7 @@ from itertools import pairwise, permutations
 import numpy as np
 
 from robustbench_lite.diagnostics.catalogue import Finding, NotApplicable
-from robustbench_lite.diagnostics.runs import ITERATIVE, Case, Mask, Run
+from robustbench_lite.diagnostics.runs import ITERATIVE, RANDOM_POINTS, Case, Mask, Run
 from robustbench_lite.keys import canonical_json
 from robustbench_lite.statistics import clopper_pearson, difference_interval, mcnemar
 from robustbench_lite.verdict import Outcome
@@ -81,7 +81,7 @@ def black_box(case: Case) -> Finding:
 def random_search(case: Case) -> Finding:
     """D8: random points of the ball beat examples that no attack by gradients beats."""
     white = case.white_box()
-    runs = [run for run in case.here if run.attack["access"] == "none" or run.attack["id"] == "rbl/repeated-noise"]
+    runs = [run for run in case.here if run.attack["access"] == "none" or run.attack["id"] == RANDOM_POINTS]
     if not runs:
         raise NotApplicable("no attack by random points")
     only = np.logical_or.reduce([case.beaten(run) for run in runs]) & ~white

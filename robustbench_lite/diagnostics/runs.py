@@ -21,6 +21,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Gradients that an attack followed on some example, from which on it counts as iterative.
 ITERATIVE = 10
+# It asks for decisions, and is a search by random points all the same.
+RANDOM_POINTS = "rbl/repeated-noise"
 
 _SEEN = SOURCES.index("best seen by the target")
 
