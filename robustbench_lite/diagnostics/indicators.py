@@ -105,6 +105,11 @@ def indicate(subject: Subject, selector: str) -> Indicators:
 
     Raises NotApplicable where it cannot be run here.
     """
+    with subject.seeded("indicators"):
+        return _indicate(subject, selector)
+
+
+def _indicate(subject: Subject, selector: str) -> Indicators:
     threat = subject.threat
     attack = subject.resolve(selector, threat)
     spec = {**subject.spec, "attack": attack.spec(), "threat": sized(attack, threat)}

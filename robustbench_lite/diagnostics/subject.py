@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from robustbench_lite.diagnostics.catalogue import NotApplicable
 from robustbench_lite.diagnostics.runs import Case, Mask, Run
 from robustbench_lite.errors import RblError, UnknownName
 from robustbench_lite.planner import inapplicable, sized, unsupported
-from robustbench_lite.randomness import Randomness, keyed_draws
+from robustbench_lite.randomness import Randomness, keyed_draws, seeded_globally
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
 from robustbench_lite.results import CellResult
 from robustbench_lite.runner import Workbench, WorkItem, load_examples, run_shard
@@ -148,6 +148,10 @@ class Subject:
     def _numbers(self, x: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         ids = self.ids if rows is None else self.ids[rows]
         return {"ids": ids, "draw": torch.zeros_like(ids)}
+
+    def seeded(self, what: str) -> AbstractContextManager[None]:
+        """While this lasts, a module that draws without saying so draws what belongs to ``what``, such as a check."""
+        return seeded_globally(True, Randomness(self._key, self.ids).seed_for(what), self.x.device)
 
     @contextmanager
     def same_draws(self, ids: Tensor, seed: int = 0) -> Iterator[None]:

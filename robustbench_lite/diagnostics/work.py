@@ -41,7 +41,8 @@ def _run_checks(item: WorkItem, bench: Workbench, emit: Emit) -> tuple[str, str]
         subject = Subject.of(item, bench)
         for check in missing:
             record.begin(check)
-            verdict = check.of_model(subject)
+            with subject.seeded(check.name):
+                verdict = check.of_model(subject)
             record.write(verdict)
             emit({"event": "verdict", "key": item.key, "label": item.label, "code": check.code, **asdict(verdict)})
     return "done", ""

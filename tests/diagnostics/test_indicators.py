@@ -135,9 +135,12 @@ def test_points_made_on_another_model_fail_to_transfer() -> None:
 
 def test_noise_on_the_logits_makes_predictions_unstable() -> None:
     quiet = of(zoo.subject(shipped("pgd-at")), "fgsm").means["unstable-predictions"]
-    loud = of(zoo.subject(zoo.Wrapped(shipped("pgd-at"), after=lambda z: z + 3 * torch.randn_like(z))), "fgsm")
-    assert loud.failed.sum() >= 5
+    noisy = zoo.Wrapped(shipped("pgd-at"), after=lambda z: z + 10 * torch.randn_like(z))
+    loud = of(zoo.subject(noisy, n=128), "fgsm")
+    assert loud.failed.any()
     assert loud.means["unstable-predictions"] > 0.5 > 10 * quiet
+    torch.manual_seed(1)
+    assert of(zoo.subject(noisy, n=128), "fgsm").means == loud.means
 
 
 def test_an_attack_that_raises_or_does_not_apply_says_so(registry: Registry) -> None:
