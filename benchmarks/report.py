@@ -10,8 +10,8 @@ columns that tables read, as `rbl run` writes them. The shards themselves, some 
 size, since a report does not read them; --whole writes them too. One attack in eight is a minimal-norm attack, and each
 defense has a rate and a noise of its own, so that there are ties, ranks, curves and intervals to compute.
 
-Each command runs in a process of its own, after a first run that fills the caches of the operating system. Times are wall clock
-of the whole command; memory is its peak (getrusage).
+Each command runs in a process of its own, after a first run that fills the caches of the operating system. Seconds are wall
+clock of the whole command, CPU seconds those of all its processes; memory is the peak of the largest (getrusage).
 """
 
 from __future__ import annotations
@@ -37,6 +37,20 @@ from robustbench_lite.store import Store
 
 SHARD = 256
 EMPTY = 70_000  # bytes that a shard of ten classes takes, about
+# A small process that starts the command: of a large one, a new process would inherit the peak memory.
+MEASURED = (
+    sys.executable,
+    "-c",
+    """
+import json, resource, subprocess, sys, time
+began = time.monotonic()
+code = subprocess.call(sys.argv[2:])
+wall, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([wall, used.ru_utime + used.ru_stime, used.ru_maxrss], file)
+sys.exit(code)
+""",
+)
 COMMANDS = {
     "rbl report --html": ("--html", "{out}/report.html"),
     "rbl report --out": ("--out", "{out}", "--format", "csv"),
@@ -75,16 +89,12 @@ def _row(name: str, words: tuple[str, ...], folder: Path, scratch: Path) -> None
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         with (out / "stdout").open("w") as stdout, (scratch / "stderr").open("w") as stderr:
-            began = time.monotonic()
-            process = subprocess.Popen(full, stdout=stdout, stderr=stderr)
-            _, status, usage = os.wait4(process.pid, 0)
-            wall = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+            told = subprocess.run([*MEASURED, str(scratch / "usage"), *full], stdout=stdout, stderr=stderr, check=False)
+        if told.returncode:
             raise SystemExit(f"{name} failed: {(scratch / 'stderr').read_text()}")
+        wall, cpu, peak = json.loads((scratch / "usage").read_text())
     written = sum(path.stat().st_size for path in out.iterdir()) / 2**20
-    cpu = usage.ru_utime + usage.ru_stime
-    print(f"| `{name}` | {wall:.1f} | {cpu:.1f} | {usage.ru_maxrss / 1024:.0f} | {written:.1f} |", flush=True)
+    print(f"| `{name}` | {wall:.1f} | {cpu:.1f} | {peak / 1024:.0f} | {written:.1f} |", flush=True)
 
 
 def _about(folder: Path) -> str:
