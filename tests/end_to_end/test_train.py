@@ -10,7 +10,7 @@ from tests.support import rbl, rbl_json
 
 
 @pytest.mark.parametrize(
-    "defense", ["pgd-at", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standard", "trades"))]
+    "defense", ["standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pgd-at", "trades"))]
 )
 def test_training_again_gives_the_robust_accuracy_of_the_shipped_weights(defense: str, tmp_path: Path) -> None:
     mine = tmp_path / "mine.safetensors"
