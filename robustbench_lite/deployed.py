@@ -348,10 +348,10 @@ class _Block:
 
     def added(self, total: Tensor | None, found: Tensor) -> Tensor:
         """A sum over passes, taken in their order, however many are side by side."""
-        for one in self.split(found):
-            total = one if total is None else total + one
-        if total is None:
-            raise ValueError("passes must be at least 1")
+        first, *others = self.split(found)
+        total = first if total is None else total + first
+        for one in others:
+            total = total + one
         return total
 
 

@@ -20,10 +20,13 @@ _job: tuple[Callable[[Any], Any], Sequence[Any]] | None = None
 
 
 def cores() -> int:
-    """How many processes can compute at a time here; 1 where processes cannot be forked."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return 1
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def can_fork() -> bool:
+    """Whether this system has the processes that ``forked_map`` needs."""
+    return "fork" in multiprocessing.get_all_start_methods()
 
 
 def forked_map(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:

@@ -244,7 +244,7 @@ _current: ContextVar[_Keyed | None] = ContextVar("robustbench_lite_keyed_draws",
 
 @contextmanager
 def keyed_draws(rng: Randomness, draw: Tensor) -> Iterator[None]:
-    """While this lasts, ``randn_like`` and ``rand_like`` give each example its own numbers.
+    """While this lasts, ``randn_like`` and ``rand_like`` give each example its own numbers, ``randn_per_pass`` each pass.
 
     The core enters it around each forward pass. rng: a stream over the examples of the batch, in its order. draw: LongTensor
     (n,), the number of the pass for each. The i-th call inside uses the stream ``rng.child("call", i)``.

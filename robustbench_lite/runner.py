@@ -356,22 +356,24 @@ def run_shard(
             watch=watch,
         )
         rng = Randomness(f"{key}|attack", numbers[rows])
-        proposal: object = None
-        notes: list[str] = []
-        failure: Exception | None = None
-        if len(rows):
-            try:
-                with seeded_globally(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
-                    proposal = attack.instance(target, x[rows].clone(), y[rows].clone(), threat, rng)
-            except BudgetExceeded:
-                notes.append("the query budget ended the attack")
-                proposal = target.best(x[rows])
-            except Exception as error:
-                failure = error
-        else:
-            proposal = x[rows]
+        with seeded_globally(attack.declared.global_rng, rng.seed_for("shard", number), x.device):
+            proposal, notes, failure = _propose(attack, target, x[rows], y[rows], threat, rng)
         verdict = judge.judge(ledger, proposal, threat, members=bool(attack.members))
         return ShardResult(verdict.arrays, verdict.x_adv, ledger.unattributed, (*ledger.notes, *notes), failure)
+
+
+def _propose(
+    attack: ResolvedAttack, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness
+) -> tuple[object, tuple[str, ...], Exception | None]:
+    """What the attack returns, what is to be noted of it, and what it raised."""
+    if not len(x):
+        return x, (), None
+    try:
+        return attack.instance(target, x.clone(), y.clone(), threat, rng), (), None
+    except BudgetExceeded:
+        return target.best(x), ("the query budget ended the attack",), None
+    except Exception as error:
+        return None, (), error
 
 
 def load_examples(dataset: ResolvedDataset, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:

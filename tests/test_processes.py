@@ -8,9 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from robustbench_lite.errors import StoreError
-from robustbench_lite.processes import cores, forked_map
+from robustbench_lite.processes import can_fork, cores, forked_map
 
-pytestmark = pytest.mark.skipif(cores() == 1, reason="one core, or no fork: nothing is spread")
+pytestmark = pytest.mark.skipif(not can_fork() or cores() == 1, reason="one core, or no fork: nothing is spread")
 
 
 def test_results_are_those_of_map_in_order_from_several_processes() -> None:

@@ -1,8 +1,8 @@
 """Train the weights that this plugin ships: ``make weights``.
 
 Every defense that is trained or fitted gets weights for digits with its default parameters; so do the teachers and bases that
-they name, whatever their parameters. Files whose model card says that they are up to date are
-left alone, an interrupted training goes on from its checkpoint, and a defense waits for its teacher.
+they name, whatever their parameters. Files whose model card says that they are up to date are left alone, an interrupted
+training goes on from its checkpoint, and a defense waits for its teacher.
 """
 
 from __future__ import annotations

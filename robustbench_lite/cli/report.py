@@ -14,7 +14,6 @@ import click
 
 from robustbench_lite.cli.app import App, is_terminal, json_option, open_store, print_json, print_table, store_option, warn
 from robustbench_lite.errors import InvalidParameter, PluginError, UsageError, did_you_mean
-from robustbench_lite.processes import cores, forked_map
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from robustbench_lite.resolve import ResolvedMetric
     from robustbench_lite.store import Store
 
-# From how many results on a report starts other processes, which takes about as long as reading twenty.
+# From how many results on a report starts other processes.
 MANY_RESULTS = 500
 
 
@@ -185,8 +184,10 @@ def make_tables(
 
 def _each(store: Store, results: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
     """``map``; of a large store in a process for each core, which tell this one what damage they find."""
+    from robustbench_lite.processes import can_fork, cores, forked_map
+
     count = cores()
-    if results < MANY_RESULTS or count == 1:
+    if results < MANY_RESULTS or count == 1 or not can_fork():
         return map
 
     def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from robustbench_lite.errors import UsageError
+from robustbench_lite.processes import cores
 from robustbench_lite.request import parse_devices
 
 
@@ -30,10 +31,9 @@ def find_slots(device: str, workers: int | None, cells: int) -> list[Slot]:
     if names == ("auto",):
         names = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
     if names == ("cpu",):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = workers or max(1, min(cores, cells))
+        count = workers or max(1, min(cores(), cells))
         asked = os.environ.get("OMP_NUM_THREADS", "")
-        return [Slot("cpu", int(asked) if asked.isdigit() and int(asked) else max(1, cores // count))] * count
+        return [Slot("cpu", int(asked) if asked.isdigit() and int(asked) else max(1, cores() // count))] * count
     for name in names:
         if int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
             raise UsageError(

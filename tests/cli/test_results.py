@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from robustbench_lite.cli import report
-from robustbench_lite.processes import cores
+from robustbench_lite.processes import can_fork, cores
 from robustbench_lite.protocol import builtin_protocols
 from robustbench_lite.store import Store
 from tests.support import invoke
@@ -100,7 +100,7 @@ def test_the_schema_is_printed_and_what_is_printed_keeps_it(store: Path, tmp_pat
     assert {row["rank"] for row in found[1]["rows"]} == {None}
 
 
-@pytest.mark.skipif(cores() == 1, reason="one core, or no fork: nothing is spread")
+@pytest.mark.skipif(not can_fork() or cores() == 1, reason="one core, or no fork: nothing is spread")
 def test_a_report_made_in_several_processes_says_the_same(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "store"
     shutil.copytree(store, damaged)

@@ -53,7 +53,7 @@ class NoisyLayer(Wrapped, ABC):
         return torch.cat(parts)[torch.cat(groups).argsort()]
 
     def _with(self, weight: Tensor, x: Tensor) -> Tensor:
-        layer = self.wrapped  # not functional_call, which takes as long as a small convolution
+        layer = self.wrapped  # not functional_call, whose bookkeeping shows beside small convolutions
         if isinstance(layer, nn.Conv2d):
             return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
         return F.linear(x, weight, layer.bias)  # type: ignore[arg-type]
