@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite.errors import PluginError
-from robustbench_lite.randomness import Randomness, keyed_draws
+from robustbench_lite.randomness import Randomness, generator_states, keyed_draws
 
 Loss = Callable[..., Tensor]
 Forward = Callable[[Tensor], Tensor]
@@ -128,6 +128,8 @@ class Deployed:
         self.micro_batch = micro_batch
         self.memory_history: list[str] = []
         self.surrogate: Forward | None = None if differentiable else getattr(module, "surrogate", None)
+        # Whether all numbers that the module, and its surrogate, drew in their first pass were those of ``keyed_draws``.
+        self._keyed_alone: dict[bool, bool] = {}
 
     def stack(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
         """(n, passes, C) scores of each pass: logits, or log-probabilities of a stochastic defense. No graph."""
@@ -256,7 +258,7 @@ class Deployed:
         return self.num_classes + self.rejects
 
     def _pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor, through: Forward) -> Tensor:
-        with self._keyed(key, ids, draw) if self.stochastic else nullcontext():
+        with self._keyed(key, ids, draw, through is self.module) if self.stochastic else nullcontext():
             logits = through(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self._columns):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -275,16 +277,19 @@ class Deployed:
         return soft + (exact - soft).detach()
 
     @contextmanager
-    def _keyed(self, key: str, ids: Tensor, draw: Tensor) -> Iterator[None]:
+    def _keyed(self, key: str, ids: Tensor, draw: Tensor, exact: bool) -> Iterator[None]:
         """Fix the random numbers of one pass: per example for ``randn_like``, per micro-batch for torch's generator."""
         noise = Randomness(key, ids)
         devices = [ids.device] if ids.is_cuda else []
-        with keyed_draws(noise, draw), torch.random.fork_rng(devices=devices):
+        with keyed_draws(noise, draw) as keyed, torch.random.fork_rng(devices=devices):
             seed = noise.seed_for("global", int(ids[0]), int(draw[0]))
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small network's pass
             if ids.is_cuda:
                 torch.cuda.manual_seed(seed)
+            before = generator_states(ids.device) if exact not in self._keyed_alone else None
             yield
+            if before is not None:
+                self._keyed_alone[exact] = keyed.calls > 0 and generator_states(ids.device) == before
 
     def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
         """The passes over some rows, as many side by side as fit into a micro-batch."""
@@ -293,6 +298,9 @@ class Deployed:
             yield _Block.of(ids[rows], draw[rows] + first, min(together, passes - first))
 
     def _together(self, rows: slice, passes: int) -> int:
+        """How many passes fit; one, where a batch draws something of its own: all copies would share it."""
+        if not all(self._keyed_alone.get(exact) for exact in {True, self.surrogate is None}):
+            return 1
         n: int = rows.stop - rows.start
         return min(passes, max(1, (self.micro_batch or 0) // n))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -225,10 +226,18 @@ def seeded_globally(used: bool, seed: int, device: torch.device) -> Iterator[Non
         yield
 
 
+def generator_states(device: torch.device) -> list[bytes]:
+    """The states of the generators that everybody shares: torch's, Python's and numpy's."""
+    states = [torch.random.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    twister = np.random.get_state(legacy=False)["state"]
+    others = [repr(random.getstate()).encode(), twister["key"].tobytes(), str(twister["pos"]).encode()]
+    return [state.numpy().tobytes() for state in states] + others
+
+
 # Numbers for stochastic defenses.
 
 
-class _Keyed:
+class Keyed:
     """One forward pass under ``keyed_draws``: whose rows, which draw of each, and how many calls so far."""
 
     def __init__(self, rng: Randomness, draw: Tensor) -> None:
@@ -239,21 +248,22 @@ class _Keyed:
         return self.rng.child("call", self.calls - 1)
 
 
-_current: ContextVar[_Keyed | None] = ContextVar("robustbench_lite_keyed_draws", default=None)
+_current: ContextVar[Keyed | None] = ContextVar("robustbench_lite_keyed_draws", default=None)
 
 
 @contextmanager
-def keyed_draws(rng: Randomness, draw: Tensor) -> Iterator[None]:
+def keyed_draws(rng: Randomness, draw: Tensor) -> Iterator[Keyed]:
     """While this lasts, ``randn_like`` and ``rand_like`` give each example its own numbers, ``randn_per_pass`` each pass.
 
     The core enters it around each forward pass. rng: a stream over the examples of the batch, in its order. draw: LongTensor
-    (n,), the number of the pass for each. The i-th call inside uses the stream ``rng.child("call", i)``.
+    (n,), the number of the pass for each. The i-th call inside uses the stream ``rng.child("call", i)``. Gives their counter.
     """
     if draw.shape != rng.ids.shape:
         raise ValueError(f"{len(rng)} examples and draw numbers of shape {tuple(draw.shape)}")
-    token = _current.set(_Keyed(rng, draw))
+    keyed = Keyed(rng, draw)
+    token = _current.set(keyed)
     try:
-        yield
+        yield keyed
     finally:
         _current.reset(token)
 
@@ -297,7 +307,7 @@ def randn_per_pass(like: Tensor) -> tuple[Tensor, Tensor | None]:
     return numbers.to(like.device, like.dtype), None if len(made) == 1 else which
 
 
-def _by_example(keyed: _Keyed, x: Tensor, name: str) -> Tensor:
+def _by_example(keyed: Keyed, x: Tensor, name: str) -> Tensor:
     n, rows = len(keyed.rng), x.shape[0] if x.dim() else -1
     if not x.is_floating_point():
         raise PluginError(f"{name} wants a floating-point tensor, not {x.dtype}")

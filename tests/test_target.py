@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -322,8 +326,37 @@ def test_passes_side_by_side_are_those_one_after_the_other(
         assert target.forwards.tolist() == [20] * 20
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    assert max(model.sizes) == {1: 1, 7: 7, 64: 60, 300: 100}[micro_batch]  # 300: five passes over twenty images
+    widest = {1: 1, 7: 7, 64: 60, 300: 100}[micro_batch]  # 300: five passes over twenty images
+    assert max(model.sizes) == (widest if limit >= 20 else min(widest, 20))  # the first pass is made alone
     assert max(model.sizes[-5:]) <= limit  # what fits is remembered
+
+
+class OnePerBatch(nn.Module):
+    """One number for the whole batch, from a generator that everybody shares."""
+
+    def __init__(self, base: nn.Module, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.base, self.draw, self.drawn = base, draw, list[float]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.drawn.append(self.draw())
+        logits: Tensor = self.base(x + 0.1 * randn_like(x)) * self.drawn[-1]
+        return logits
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: float(torch.rand(())), random.random, np.random.random], ids=["torch", "python", "numpy"]
+)
+def test_each_pass_keeps_a_draw_of_its_own_where_the_batch_draws_one(
+    small_cnn: nn.Module, images: Tensor, draw: Callable[[], float]
+) -> None:
+    x, y = images[:20], torch.arange(20) % 10
+    model = OnePerBatch(small_cnn, draw)
+    target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, eot=5, micro_batch=300)
+    model.drawn.clear()
+    for _ in range(3):
+        target.loss_and_grad(x, losses.cross_entropy, y)
+    assert len(set(model.drawn)) == 15
 
 
 def test_draws_do_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:
