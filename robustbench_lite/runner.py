@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_lite.allocator import keep_freed_memory
 from robustbench_lite.cell import Cell
 from robustbench_lite.data import fetch
 from robustbench_lite.deployed import Deployed, is_out_of_memory
@@ -446,7 +447,11 @@ def peak_memory(device: str) -> int:
 
 
 def prepare_torch(device: str, threads: int | None) -> None:
-    """Settings under which a result is the same wherever it is computed: float32 throughout, no TF32, no autotuning."""
+    """Settings under which a result is the same wherever it is computed: float32 throughout, no TF32, no autotuning.
+
+    Besides, freed memory stays with the process, which is about speed alone.
+    """
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
