@@ -293,6 +293,9 @@ class Deployed:
 
     def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
         """The passes over some rows, as many side by side as fit into a micro-batch."""
+        if passes == 1:
+            yield _Block(rows.stop - rows.start, 1, ids[rows], draw[rows])
+            return
         together = self._together(rows, passes)
         for first in range(0, passes, together):
             yield _Block.of(ids[rows], draw[rows] + first, min(together, passes - first))

@@ -135,15 +135,15 @@ class Ledger:
         found them.
         """
         y = self.labels(rows)
-        if bool((scores.argmax(1) == y).all()):  # most calls of an attack, so that this is all they cost
-            return
-        new = misclassified(scores, y, self.rejects)
-        if not self.minimal:
-            new &= ~(self.broken if rows is None else self.broken[rows])
-        at = new.nonzero()[:, 0]
+        wrong = scores.argmax(1) != y  # in most calls of an attack none is, so that this is all they cost
+        at = wrong.nonzero()[:, 0]
         if not len(at):
             return
+        new = misclassified(scores[at], y[at], self.rejects)
         owner = at if rows is None else rows[at]
+        if not self.minimal:
+            new &= ~self.broken[owner]
+        at, owner = at[new], owner[new]
         near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])  # so that few are measured exactly
         at, owner = at[near], owner[near]
         if not len(at):

@@ -90,7 +90,7 @@ class Proposals(ABC):
     def __init__(self, square: Square, x: Tensor, threat: Threat, rng: Randomness) -> None:
         self.square, self.x, self.threat, self.rng = square, x, threat, rng
         self.left = torch.arange(len(x), device=x.device)
-        self.block_of, self.block = range(0), tuple[Tensor, ...]()
+        self.block_of, self.block_window, self.block = range(0), (0, 0), tuple[Tensor, ...]()
 
     @abstractmethod
     def start(self, rng: Randomness) -> Tensor:
@@ -110,16 +110,15 @@ class Proposals(ABC):
 
     def from_points(self, current: Tensor, query: int) -> Tensor:
         """(n, C, H, W) where this query looks."""
-        window = self.window(query)
         if query not in self.block_of:
-            n, count = len(self.left), 5 + self.x.shape[1]
+            n, count, window = len(self.left), 5 + self.x.shape[1], self.window(query)
             self.block_of = range(
                 query, next(q for q in itertools.count(query + 1) if q == query + self.AHEAD or self.window(q) != window)
             )
             queries = torch.arange(query, self.block_of.stop, device=self.x.device)
             draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
-            self.block = self.prepare(draws.view(len(queries), n, count), window)
-        return self.move(current, window, *(part[query - self.block_of.start] for part in self.block))
+            self.block_window, self.block = window, self.prepare(draws.view(len(queries), n, count), window)
+        return self.move(current, self.block_window, *(part[query - self.block_of.start] for part in self.block))
 
     def keep(self, alive: Tensor) -> None:
         """Forget all examples but these (bool mask)."""
