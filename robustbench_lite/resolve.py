@@ -179,30 +179,30 @@ class ResolvedDefense(Resolved):
         return self.bases[0] if self.bases and not hasattr(self.instance, "bases") else None
 
     @property
-    def _architect(self) -> DefenseSpec:
-        """Of the defense whose module this is: a method around another has that one's."""
+    def _architects(self) -> tuple[DefenseSpec, ...]:
+        """Of all whose module this is: a method around another has that one's, and may add to it."""
         inner = None if self.method is None else self.method.entry.spec
-        return inner if isinstance(inner, DefenseSpec) else self.declared
+        return (self.declared, inner) if isinstance(inner, DefenseSpec) else (self.declared,)
 
     @property
     def stochastic(self) -> bool:
         """Whether two passes over one input may differ, here or in what it wraps."""
-        return self._architect.stochastic or any(each.stochastic for each in self.bases)
+        return any(each.stochastic for each in self._architects) or any(each.stochastic for each in self.bases)
 
     @property
     def differentiable(self) -> bool:
         """Whether autograd gives useful gradients, all the way through what it wraps."""
-        return self._architect.differentiable and all(each.differentiable for each in self.bases)
+        return all(each.differentiable for each in self._architects) and all(each.differentiable for each in self.bases)
 
     @property
     def rejects(self) -> bool:
         """Whether it may refuse to answer."""
-        return self._architect.rejects or any(each.rejects for each in self.bases)
+        return any(each.rejects for each in self._architects) or any(each.rejects for each in self.bases)
 
     @property
     def surrogate(self) -> bool:
         """Whether a module that is not differentiable offers another gradient, all the way through what it wraps."""
-        return self._architect.surrogate and all(each.attackable_by_gradient for each in self.bases)
+        return all(each.surrogate for each in self._architects) and all(each.attackable_by_gradient for each in self.bases)
 
     @property
     def attackable_by_gradient(self) -> bool:
@@ -212,7 +212,7 @@ class ResolvedDefense(Resolved):
     @property
     def extra_data(self) -> str:
         """What it was trained on besides the data set, it, its method or what it wraps; empty for nothing."""
-        own = self._architect.extra_data or self.declared.extra_data
+        own = next((each.extra_data for each in reversed(self._architects) if each.extra_data), "")
         return own or ("" if self.base is None else self.base.extra_data)
 
     @cached_property

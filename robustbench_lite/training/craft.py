@@ -32,14 +32,16 @@ def craft(
     norm: steps go along the sign of the gradient (``linf``) or the gradient itself at length ``step`` (``l2``). start:
     uniform in the ball; ``gaussian`` is x + 0.001 N(0, I), as TRADES has it; zero; or points of the shape of ``x``, brought
     into ball and box. mode: that of batch norm while crafting; the model's own mode is restored. ``x`` is not modified and
-    no gradient of a parameter is left behind. It draws from torch's global generator, which ``train`` seeds.
+    no gradient of a parameter is left behind. It draws from torch's global generator, which ``train`` seeds. The gradient is
+    that of the model's ``surrogate``, where it has one.
     """
+    answer = getattr(model, "surrogate", model)
     project = _linf_project(x, eps) if norm == "linf" else _l2_project(x, eps)
     x_adv = project(start if isinstance(start, Tensor) else _start(x, eps, norm, start))
     with in_mode(model, mode):
         for _ in range(steps):
             leaf = x_adv.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(loss(model(leaf)).sum(), leaf)
+            (grad,) = torch.autograd.grad(loss(answer(leaf)).sum(), leaf)
             x_adv = project(leaf.detach() + step * (grad.sign() if norm == "linf" else _unit(grad)))
     return x_adv.detach()
 

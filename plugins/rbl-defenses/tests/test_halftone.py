@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rbl_defenses.halftone import KERNELS, Halftone, Method, density
-from robustbench_lite import DatasetInfo, InvalidParameter
+from rbl_defenses.halftone import KERNELS, Halftone, HalftoneTraining, Method, density
+from rbl_defenses.pgd_at import PGDTraining
+from rbl_defenses.standard import Standard
+from robustbench_lite import DatasetInfo, InvalidParameter, losses
+from robustbench_lite.data import DatasetBundle, fetch
 from robustbench_lite.parameters import build
+from robustbench_lite.registry import load
+from robustbench_lite.resolve import ResolvedDefense, inner_method, resolve, resolve_defense
+from robustbench_lite.training import craft
 
 METHODS = get_args(Method)
 
@@ -141,3 +147,50 @@ def test_the_hybrid_sees_both_images() -> None:
 def test_going_backwards_is_for_error_diffusion() -> None:
     with pytest.raises(InvalidParameter, match="serpentine=true is for error diffusion"):
         build(Halftone, {"method": "bayer", "serpentine": "true"}, where="halftone")
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_training_on_halftones_wraps_the_network_of_its_method(hybrid: bool, digits: DatasetBundle) -> None:
+    torch.manual_seed(0)
+    defense = HalftoneTraining(hybrid=hybrid).around(Standard())
+    module, x = defense(digits.info, None), images(4, 1, 8, 8)
+    net = module.base
+    dots = net(density(x, "floyd-steinberg", False, 1))
+    torch.testing.assert_close(module(x), (dots + net(x)) / 2 if hybrid else dots)
+    with pytest.raises(InvalidParameter, match="serpentine=true is for error diffusion"):
+        build(HalftoneTraining, {"pattern": "bayer", "serpentine": "true"}, where="halftone-training")
+
+
+def test_adversarial_training_on_halftones_goes_by_the_surrogate(digits: DatasetBundle) -> None:
+    torch.manual_seed(0)
+    module, x = HalftoneTraining().around(PGDTraining())(digits.info, None), images(64, 1, 8, 8)
+    y = module(x).argmax(1)
+
+    def ce(logits: Tensor) -> Tensor:
+        return losses.cross_entropy(logits, y)
+
+    found = craft(module, x, ce, eps=0.3, step=0.1, steps=5, start="zero")
+    assert (found - x).abs().amax() == pytest.approx(0.3)
+    assert ce(module(found)).mean() > ce(module(x)).mean()
+
+
+def test_a_method_around_another_adds_to_what_that_one_declares(digits: DatasetBundle) -> None:
+    registry, info = load(), digits.info
+
+    def flags(selector: str) -> tuple[bool, bool]:
+        found = resolve(registry, "defense", selector)
+        made = ResolvedDefense(found.entry, found.instance, found.label, info, None, (), inner_method(registry, found))
+        return made.stochastic, made.differentiable
+
+    assert flags("halftone-training") == (False, False)
+    assert flags("halftone-training[method=pni]") == (True, False)
+    assert flags("awp[method=pni]") == (True, True)
+
+
+def test_a_network_that_was_trained_on_dots_reads_them_better(digits: DatasetBundle) -> None:
+    x, y = fetch(digits.test, range(200))
+    right = {
+        name: (resolve_defense(load(), name, digits.info).build()(x).argmax(1) == y).float().mean().item()
+        for name in ("halftone", "halftone-training")
+    }
+    assert right["halftone-training"] > right["halftone"] + 0.05

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rbl_defenses.behind import Behind, through
 from robustbench_lite import DatasetInfo, bpda
+from robustbench_lite.training import Around
 
 Method = Literal["floyd-steinberg", "jarvis", "stucki", "bayer"]
 
@@ -61,7 +62,7 @@ class Halftone:
 
     def __post_init__(self) -> None:
         if self.serpentine and self.method not in KERNELS:
-            raise ValueError(f"serpentine=true is for error diffusion, and method={self.method} diffuses none")
+            raise ValueError(f"serpentine=true is for error diffusion, and {self.method} diffuses none")
 
     def __call__(self, info: DatasetInfo, base: nn.Module) -> nn.Module:
         """The module. Its ``surrogate`` passes gradients straight through the dots (BPDA)."""
@@ -70,6 +71,29 @@ class Halftone:
             return density(x, self.method, self.serpentine, self.dots)
 
         return (Hybrid if self.hybrid else Behind)(base, transform, bpda(transform, "identity"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalftoneTraining(Around):
+    """Another method, whose network sees halftones from the start: in training, inner attacks included, and in use.
+
+    method: that one. pattern: ``method`` of ``halftone``. serpentine, dots, hybrid: as there.
+    """
+
+    method: str = "standard"
+    pattern: Method = "floyd-steinberg"
+    serpentine: bool = False
+    dots: Annotated[int, Field(ge=1, le=8)] = 1
+    hybrid: bool = False
+
+    def __post_init__(self) -> None:
+        self._wrapper()
+
+    def architecture(self, info: DatasetInfo) -> nn.Module:
+        return self._wrapper()(info, super().architecture(info))
+
+    def _wrapper(self) -> Halftone:
+        return Halftone(method=self.pattern, serpentine=self.serpentine, dots=self.dots, hybrid=self.hybrid)
 
 
 class Hybrid(Behind):

@@ -31,6 +31,15 @@ TRANSFORMS = [
         reference="doi:10.1109/ICPR48806.2021.9412472",
     ),
     DefenseSpec(
+        name="halftone-training",
+        factory="rbl_defenses.halftone:HalftoneTraining",
+        kind="trained",
+        differentiable=False,
+        fidelity="reconstruction",
+        summary="Black and white dots instead of grey values, in training and in use; attacked through BPDA",
+        reference="doi:10.1109/ICPR48806.2021.9412472",
+    ),
+    DefenseSpec(
         name="gaussian-noise",
         factory="rbl_defenses.gaussian_noise:GaussianNoise",
         kind="wrapper",
