@@ -60,6 +60,7 @@ BATTERY = (
     "halftone",
     "halftone[method=bayer,dots=2,hybrid=true]",
     "halftone[base=gaussian-noise,method=stucki,serpentine=true]",
+    "halftone-training",
     "random-resize-pad",
     "random-resize-pad[base=jpeg,flip=true]",
     "bart",
@@ -77,6 +78,7 @@ BATTERY = (
     "mahalanobis",
     "mahalanobis[base=halftone]",
     "lid",
+    "lid[base=gaussian-noise]",
     "lq-vae",
     "lq-vae[base=randomized-smoothing,latents=3]",
 )
@@ -88,6 +90,7 @@ UNTRAINED = {
     "max-softmax[base=gaussian-noise]",
     "feature-squeezing-detector[base=jpeg,non_local_means=[5,3,10]]",
     "mahalanobis[base=halftone]",
+    "lid[base=gaussian-noise]",
     "lq-vae[base=randomized-smoothing,latents=3]",
 }
 

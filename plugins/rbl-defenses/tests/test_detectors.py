@@ -209,8 +209,13 @@ def test_lid_keeps_the_reference_apart_and_says_where_none_is_left() -> None:
     torch.manual_seed(0)
     module.learn(x, y)
     kept = module._features(x[:20], base)[1][1].flatten(1)
-    assert torch.equal(module.get_buffer("reference_1"), kept)
+    assert torch.equal(module.get_buffer("features_1"), kept)
     assert module(x).isfinite().all()
+    again = Dimensions(base, Features(base, INFO, 2), neighbours=5, reference=20, eps=0.2)
+    assert not torch.equal(again(x), module(x))
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again(x), module(x)), "what is loaded are images: their features are made again"
+    assert sum(b.numel() for n, b in module.state_dict().items() if not n.startswith("base.")) < 1.1 * x[:20].numel()
     with pytest.raises(UsageError, match="keeps 20 training examples, of 20"):
         module.learn(x[:20], y[:20])
     with pytest.raises(ValueError, match="neighbours=30"):

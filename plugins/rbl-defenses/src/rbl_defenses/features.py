@@ -33,6 +33,7 @@ class Features:
             raise UsageError(f"{type(base).__name__} has no convolutions or linear layers whose inputs could be looked at")
         count = min(layers, len(inner))
         self.modules = [inner[len(inner) - 1 - (len(inner) * k) // count] for k in reversed(range(count))]
+        self.image = tuple(info.shape)
         self.shapes = [tuple(seen[module].shape[1:]) for module in self.modules]
 
     def __call__(self, x: Tensor, base: Step) -> tuple[Tensor, list[Tensor]]:

@@ -51,24 +51,32 @@ class LID(FittedDetector):
 
 
 class Dimensions(Detector):
-    """Scores images by a linear function of the estimated dimensionality at each layer."""
+    """Scores images by a linear function of the estimated dimensionality at each layer.
+
+    What is kept of the reference are its images; their features, many times as large, are made when they are loaded.
+    """
 
     def __init__(self, base: nn.Module, features: Features, *, neighbours: int, reference: int, eps: float) -> None:
         super().__init__(base)
         self._features = features
         self._neighbours, self._reference, self._eps = neighbours, reference, eps
+        self.register_buffer("reference", torch.rand(reference, *features.image))
         for k, shape in enumerate(features.shapes):
-            self.register_buffer(f"reference_{k}", torch.rand(reference, torch.Size(shape).numel()))
+            self.register_buffer(f"features_{k}", torch.zeros(reference, torch.Size(shape).numel()), persistent=False)
         count = len(features.shapes)
         self.register_buffer("centre", torch.zeros(count))
         self.register_buffer("weight", torch.ones(count))
+        self._look_at_reference()
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda module, _: module._look_at_reference()
+        )
 
     def answer(self, x: Tensor, base: Step, *, straight: bool) -> tuple[Tensor, Tensor]:
         logits, features = self._features(x, base)
         return logits, (self._dimensions(features) - self.get_buffer("centre")) @ self.get_buffer("weight")
 
     def _dimensions(self, features: list[Tensor]) -> Tensor:
-        references = [self.get_buffer(f"reference_{k}") for k in range(len(features))]
+        references = [self.get_buffer(f"features_{k}") for k in range(len(features))]
         each = [dimension(f.flatten(1), r, self._neighbours) for f, r in zip(features, references, strict=True)]
         return torch.stack(each, 1)
 
@@ -79,9 +87,8 @@ class Dimensions(Detector):
         """
         if len(x) <= self._reference:
             raise UsageError(f"lid keeps {self._reference} training examples, of {len(x)}", hint="lower reference=")
-        with torch.no_grad():
-            for k, features in enumerate(self._features(x[: self._reference], self.base)[1]):
-                self.get_buffer(f"reference_{k}").copy_(features.flatten(1))
+        self.get_buffer("reference").copy_(x[: self._reference])
+        self._look_at_reference()
         x, y = x[self._reference :], y[self._reference :]
         adversarial = [self._attacked(*part) for part in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True)]
         noisy = (x + self._eps * torch.randn_like(x)).clamp(0, 1)
@@ -90,6 +97,15 @@ class Dimensions(Detector):
         centre, deviation = values.mean(0), values.std(0).clamp(min=1e-6)
         self.get_buffer("centre").copy_(centre)
         self.get_buffer("weight").copy_(logistic((values - centre) / deviation, labels) / deviation)
+
+    @torch.no_grad()
+    def _look_at_reference(self) -> None:
+        reference = self.get_buffer("reference")
+        reference = reference.to(next(self.base.parameters(), reference).device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a base that draws, the same features whenever they are made
+            for k, features in enumerate(self._features(reference, self.base)[1]):
+                self.get_buffer(f"features_{k}").copy_(features.flatten(1))
 
     def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
         step = STEP * self._eps

@@ -42,6 +42,7 @@ DETECTORS = [
         name="lid",
         factory="rbl_defenses.lid:LID",
         kind="fitted",
+        version=2,
         rejects=True,
         summary="Refuses what has many dimensions around it in the base's feature spaces",
         reference="arXiv:1801.02613",
