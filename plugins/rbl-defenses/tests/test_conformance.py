@@ -65,6 +65,7 @@ BATTERY = (
     "random-resize-pad[base=jpeg,flip=true]",
     "bart",
     "bart[base=pgd-at,transforms=[gamma,speckle,shot-noise,mean-blur,non-local-means,swirl,jpeg],count=2]",
+    "bart-training",
     "randomized-smoothing",
     "randomized-smoothing[base=halftone,draws=3]",
     "ensemble",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rbl_defenses import weak_transforms
 from rbl_defenses.behind import Behind
 from robustbench_lite import DatasetInfo, UsageError, rand_like, randn_like
+from robustbench_lite.training import Around
 
 # What digits are put through: those transforms that leave images of 8x8 grey pixels legible.
 GREY = ("precision", "gaussian-noise", "salt-and-pepper", "frequencies", "blur", "median", "contrast", "zoom")
@@ -20,9 +21,9 @@ GREY = ("precision", "gaussian-noise", "salt-and-pepper", "frequencies", "blur",
 class BaRT:
     """Put each image through a random choice of weak transforms in random order, before the base defense sees it.
 
-    base: the defense that classifies; the paper's is trained on transformed images. transforms: their names (see
-    ``weak_transforms.py``); empty for eight with grey images, and for all nineteen with colour. count: how many are
-    chosen for an image; None for 3 with grey images and 5 with others.
+    base: the defense that classifies; the paper's is trained on transformed images, as ``bart-training`` is. transforms: their
+    names (see ``weak_transforms.py``); empty for eight with grey images, and for all nineteen with colour. count: how many
+    are chosen for an image; None for 3 with grey images and 5 with others.
 
     What cannot be differentiated is passed straight through. The paper's histogram equalisations, its wavelet and
     total-variation denoising, and two of its colour spaces are left out; ranges are reconstructed.
@@ -55,6 +56,27 @@ class BaRT:
                 f"bart: count={count} transforms are to be chosen from {len(names)}", hint="name more, or lower count"
             )
         return Behind(base, lambda x: scrambled(x, names, count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaRTTraining(Around):
+    """Another method, whose network sees images behind a barrage of random transforms from the start, and in use.
+
+    method: that one. transforms, count: as for ``bart``.
+    """
+
+    method: str = "standard"
+    transforms: tuple[str, ...] = ()
+    count: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        self._wrapper()
+
+    def architecture(self, info: DatasetInfo) -> nn.Module:
+        return self._wrapper()(info, super().architecture(info))
+
+    def _wrapper(self) -> BaRT:
+        return BaRT(transforms=self.transforms, count=self.count)
 
 
 def scrambled(x: Tensor, names: tuple[str, ...], count: int) -> Tensor:

@@ -67,6 +67,17 @@ TRANSFORMS = [
         "Raff_Barrage_of_Random_Transforms_for_Adversarially_Robust_Defense_CVPR_2019_paper.html",
     ),
     DefenseSpec(
+        name="bart-training",
+        factory="rbl_defenses.bart:BaRTTraining",
+        kind="trained",
+        stochastic=True,
+        differentiable=False,
+        fidelity="reconstruction",
+        summary="The same, and the network is trained on transformed images; attacked through BPDA over several draws (EOT)",
+        reference="https://openaccess.thecvf.com/content_CVPR_2019/html/"
+        "Raff_Barrage_of_Random_Transforms_for_Adversarially_Robust_Defense_CVPR_2019_paper.html",
+    ),
+    DefenseSpec(
         name="randomized-smoothing",
         factory="rbl_defenses.randomized_smoothing:RandomizedSmoothing",
         kind="wrapper",
