@@ -4,6 +4,7 @@
     python benchmarks/peers.py --rows 'pgd/*' 'fab*' --models at      some
     python benchmarks/peers.py --device cuda --models resnet18 --n 512
     python benchmarks/peers.py --quick                                a smoke run: few steps, few examples
+    python benchmarks/peers.py --apart --rows 'autoattack/*'          every timed run in a process of its own, as it is used
 
 A row whose attack or peer is not there says so, and the script goes on. README.md beside it says how to install the peers.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(sorted({row.name for row in rows(quick=options.quick)})))
         return 0
     device = "cuda:0" if options.device == "cuda" else options.device
+    if options.side is not None:
+        print(_one_side(options, device))
+        return 0
     prepare_torch(device, options.threads)
     torch.manual_seed(0)
     n = options.n or (24 if options.quick else None)
@@ -64,12 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     models = options.models or (["at"] if options.quick else ["std", "at", "cnn"])
     text = [_head(device, options.command)]
     registry = load()
-    chosen = [row for row in rows(quick=options.quick) if any(fnmatch(row.name, pattern) for pattern in options.rows)]
+    numbered = enumerate(rows(quick=options.quick))
+    chosen = [(number, row) for number, row in numbered if any(fnmatch(row.name, pattern) for pattern in options.rows)]
     for name in models:
         made = subject(name, n, device)
         text.append(f"## `{made.name}`: {made.what}; {len(made.x)} examples\n\n{_line(HEADER)}\n{_line(['---'] * len(HEADER))}")
-        for row in chosen:
-            line = _line(compare(row, made, registry, repeats=repeats, seeds=options.seeds))
+        for number, row in chosen:
+            apart = partial(_seconds_apart, options, number, made) if options.apart else None
+            line = _line(compare(row, made, registry, repeats=repeats, seeds=options.seeds, apart=apart))
             print(line, file=sys.stderr, flush=True)
             text[-1] += "\n" + line
             if options.out:
@@ -78,20 +85,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def compare(row: Row, made: Subject, registry: Registry, *, repeats: int, seeds: int = 1) -> list[str]:
-    """The cells of one row of the table."""
-    threat = row.norm if row.minimal else made.threats.get(row.norm, row.norm)
+def compare(
+    row: Row,
+    made: Subject,
+    registry: Registry,
+    *,
+    repeats: int,
+    seeds: int = 1,
+    apart: Callable[[int], float] | None = None,
+) -> list[str]:
+    """The cells of one row of the table. apart: seconds of a run of our side (0) or the peer's (1), where not measured here."""
+    threat, some = _threat(row, made), _examples(row, made)
     eps = Threat.parse(threat).eps
-    some = Subject(made.name, made.what, made.model, made.x[: row.n], made.y[: row.n], made.threats)
     label = f"`{row.selector(eps)}` {threat}" + (f", {len(some.x)} examples" if len(some.x) < len(made.x) else "")
     peer = row.peer if row.peer != "rbl" else f"`{row.call}`"
-    sides = (partial(our_attack, row.selector(eps), registry, threat), partial(their_attack, row, registry, threat))
-    attacks = [or_reason(side) for side in sides]
+    attacks = [or_reason(side) for side in _sides(row, registry, threat)]
     outcomes = [one if isinstance(one, str) else or_reason(partial(over_seeds, one, some, threat, seeds)) for one in attacks]
-    measured = [
-        (at, one) for at, one in zip(attacks, outcomes, strict=True) if not isinstance(at, str) and not isinstance(one, str)
-    ]
-    timers = (partial(_seconds, attack, some, threat) for attack, _ in measured)
+    timers = (
+        partial(apart, side) if apart else partial(_seconds, attack, some, threat)
+        for side, (attack, one) in enumerate(zip(attacks, outcomes, strict=True))
+        if not isinstance(attack, str) and not isinstance(one, str)
+    )
     least = iter(interleaved(repeats, *timers) if repeats else [])
     seconds = [None if isinstance(one, str) else next(least, None) for one in outcomes]
     mine, other = outcomes
@@ -144,8 +158,46 @@ def their_attack(row: Row, registry: Registry, threat: str) -> ResolvedAttack:
     return peer_attack(row.peer, name, row.call, minimal=row.minimal, norm=row.norm)
 
 
+def _threat(row: Row, made: Subject) -> str:
+    return row.norm if row.minimal else made.threats.get(row.norm, row.norm)
+
+
+def _examples(row: Row, made: Subject) -> Subject:
+    return replace(made, x=made.x[: row.n], y=made.y[: row.n])
+
+
+def _sides(row: Row, registry: Registry, threat: str) -> tuple[Callable[[], ResolvedAttack], ...]:
+    """What makes our attack, and the peer's."""
+    selector = row.selector(Threat.parse(threat).eps)
+    return partial(our_attack, selector, registry, threat), partial(their_attack, row, registry, threat)
+
+
 def _seconds(attack: ResolvedAttack, made: Subject, threat: str) -> float:
     return run(attack, made, threat, counted=False).seconds
+
+
+def _seconds_apart(options: argparse.Namespace, number: int, made: Subject, side: int) -> float:
+    """Seconds of one side of the row of this number, in a process of its own."""
+    command = [sys.executable, __file__, "--side", str(side), "--rows", str(number), "--models", made.name]
+    command += ["--n", str(len(made.x)), "--device", options.device, "--threads", str(options.threads)]
+    command += ["--quick"] if options.quick else []
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def _one_side(options: argparse.Namespace, device: str) -> float:
+    """What ``_seconds_apart`` starts: ours as ``rbl run`` sets a worker up, the peer's as Python starts.
+
+    The second of two runs counts, when all code has been loaded.
+    """
+    (number,), (name,) = options.rows, options.models
+    if options.side == 0:
+        prepare_torch(device, options.threads)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    row, made = list(rows(quick=options.quick))[int(number)], subject(name, options.n, device)
+    threat = _threat(row, made)
+    attack, some = _sides(row, load(), threat)[options.side](), _examples(row, made)
+    return [_seconds(attack, some, threat) for _ in range(2)][-1]
 
 
 def _worth(outcome: Outcome, row: Row) -> str:
@@ -201,6 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="of both sides [1]")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side; 0 for no times [3]")
     parser.add_argument("--seeds", type=int, default=1, help="runs whose strength and passes are averaged [1]")
+    parser.add_argument(
+        "--apart", action="store_true", help="time each run in a process of its own, the peer's as Python starts one"
+    )
+    parser.add_argument("--side", type=int, choices=(0, 1), help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="few steps, few examples, one repeat")
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     parser.add_argument("--out", type=Path, help="also write the table here, after every row")
