@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rbl_attacks.best import best_of
 from rbl_attacks.decision import affords
-from rbl_attacks.geometry import TINY, length, on_sphere
+from rbl_attacks.geometry import PORTION, TINY, length, on_sphere
 from rbl_attacks.margins import lead
 from robustbench_lite import Randomness, Target, Threat
 
@@ -112,8 +112,9 @@ class Proposals(ABC):
         """(n, C, H, W) where this query looks."""
         if query not in self.block_of:
             n, count, window = len(self.left), 5 + self.x.shape[1], self.window(query)
+            ahead = min(self.AHEAD, max(1, PORTION // self.x[:, 0].numel()))  # so that masks of large images fit in memory
             self.block_of = range(
-                query, next(q for q in itertools.count(query + 1) if q == query + self.AHEAD or self.window(q) != window)
+                query, next(q for q in itertools.count(query + 1) if q == query + ahead or self.window(q) != window)
             )
             queries = torch.arange(query, self.block_of.stop, device=self.x.device)
             draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
@@ -177,10 +178,9 @@ class Masses(Proposals):
         return min(max(rows, 3) | 1, height), min(max(columns, 3) | 1, width)
 
     def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Rows and columns of the window that gains; masks of the window that gives, and of both; whether the pattern is
-        turned; signs.
-        """
-        sizes = list(zip((0, 1), self.x.shape[2:], window, strict=True))
+        """Of the window that gains, its places in a flat image and its pattern; masks of the one that gives, and of both."""
+        (height, width), norm = self.x.shape[2:], self.threat.norm
+        sizes = list(zip((0, 1), (height, width), window, strict=True))
         down, right = (
             _corner(draws[..., i], size, side)[..., None] + torch.arange(side, device=draws.device) for i, size, side in sizes
         )
@@ -188,35 +188,27 @@ class Masses(Proposals):
         give_rows, give_columns = (_inside(draws[..., 2 + i], size, side) for i, size, side in sizes)
         gives = give_rows[..., None] & give_columns[:, :, None]
         either = gives | (gain_rows[..., None] & gain_columns[:, :, None])
-        signs = torch.where(draws[..., 5:] < 0.5, -1.0, 1.0)[..., None, None]
-        return (
-            down[..., None],
-            right[:, :, None],
-            gives[:, :, None],
-            either[:, :, None],
-            draws[..., 4, None, None, None] < 0.5,
-            signs,
-        )
+        plain, tilted = (p.to(self.x) for p in (pattern(*window, _power(norm)), pattern(*window[::-1], _power(norm)).T))
+        hill = torch.where(draws[..., 4, None] < 0.5, tilted.flatten(), plain.flatten())
+        signs = torch.where(draws[..., 5:] < 0.5, -1.0, 1.0)
+        places = (down[..., None] * width + right[:, :, None]).flatten(2)[:, :, None].expand(-1, -1, self.x.shape[1], -1)
+        masks = (mask.flatten(2)[:, :, None] for mask in (gives, either))
+        return places, signs[..., None] * hill[:, :, None], *masks
 
     def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
-        down, right, gives, either, turned, signs = prepared
-        x, norm, eps = self.x, self.threat.norm, self.threat.eps
-        gains = torch.arange(len(x), device=x.device)[:, None, None], down, right
-        delta = current - x
-        held = _per_channel(delta * either, norm)
-        old = delta.permute(0, 2, 3, 1)[gains].permute(0, 3, 1, 2)  # (n, C, *window)
-        plain, tilted = (p.to(x) for p in (pattern(*window, _power(norm)), pattern(*window[::-1], _power(norm)).T))
-        new = signs * torch.where(turned, tilted, plain) + old / (TINY + _per_channel(old, norm))
-        new = new / (TINY + _per_channel(new, norm))
-        spent = length(delta, norm)
+        places, hills, gives, either = prepared
+        x, norm, eps, channels = self.x, self.threat.norm, self.threat.eps, self.x.shape[1]
+        delta = (current - x).flatten(2)
+        old = delta.gather(2, places)
+        new = hills + old / (TINY + _per_channel(old, norm))
+        new /= TINY + _per_channel(new, norm)
+        held, spent = _per_channel(delta.where(either, 0), norm), length(delta, norm)
         if norm == "l2":
-            new = new * ((eps**2 - spent.square()).clamp_min(0) / x.shape[1] + held.square()).sqrt()
+            new *= ((eps**2 - spent.square()).clamp_min(0) / channels + held.square()).sqrt()
         else:
-            new = new * ((eps - spent).clamp_min(0) / x.shape[1] + held) * x.shape[1]
-        delta = torch.where(gives, 0, delta).permute(0, 2, 3, 1).contiguous()
-        delta[gains] = new.permute(0, 2, 3, 1)
-        delta = delta.permute(0, 3, 1, 2)
-        return self.threat.project(x, x + (on_sphere(delta, "l2", eps) if norm == "l2" else delta))
+            new *= ((eps - spent).clamp_min(0) / channels + held) * channels
+        delta = delta.masked_fill(gives, 0).scatter_(2, places, new)
+        return self.threat.project(x, x + (on_sphere(delta, "l2", eps) if norm == "l2" else delta).view_as(x))
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
@@ -245,8 +237,8 @@ def _power(norm: str) -> int:
 
 
 def _per_channel(delta: Tensor, norm: str) -> Tensor:
-    """(n, channels, 1, 1) length of each channel."""
-    lengths: Tensor = torch.linalg.vector_norm(delta, ord=2 if norm == "l2" else 1, dim=(2, 3), keepdim=True)
+    """(n, channels, 1) length of each channel of (n, channels, values)."""
+    lengths: Tensor = torch.linalg.vector_norm(delta, ord=2 if norm == "l2" else 1, dim=2, keepdim=True)
     return lengths
 
 
