@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.best import best_of
-from rbl_attacks.decision import affords
+from rbl_attacks.decision import continues
 from rbl_attacks.geometry import PORTION, TINY, length, on_sphere
 from rbl_attacks.margins import lead
 from robustbench_lite import Randomness, Target, Threat
@@ -62,7 +62,7 @@ class Square:
         left = torch.arange(len(x), device=x.device)
         current, loss, label = proposals.start(rng.child("start")), best_loss.clone(), y
         for query in range(self.queries):
-            alive = ~target.broken[left] & affords(target, left)
+            alive = continues(target, threat, left, 1)
             if not bool(alive.all()):
                 best[left], best_loss[left] = current, loss
                 left, current, loss, label = left[alive], current[alive], loss[alive], label[alive]
