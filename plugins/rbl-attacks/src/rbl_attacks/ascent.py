@@ -97,11 +97,11 @@ class Climb:
         return torch.clamp(points, *self.corners) if self.corners else self.threat.project(self.x, points)
 
     def leave(self) -> Tensor | None:
-        """Let the beaten go. Returns (n,) bool, who stays, or None where all do."""
+        """Let the beaten go. Returns the positions of those who stay, or None where all do."""
         beaten = self.target.broken if self._index is None else self.target.broken[self.rows]
         if not bool(beaten.any()):
             return None
-        stays = ~beaten
+        stays = (~beaten).nonzero()[:, 0]  # once: a mask is turned into positions by everything that it is used on
         self.labels, self.corners = (tuple(each[stays] for each in group) for group in (self.labels, self.corners))
         for name in ("rows", "x", "best", "best_loss", "gradient"):
             setattr(self, name, getattr(self, name)[stays])

@@ -31,7 +31,7 @@ class Schedule(Protocol):
         """
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all examples but these (bool mask)."""
+        """Forget all examples but these, positions (k,)."""
 
 
 def steepest(gradient: Tensor, points: Tensor, norm: str, count: int | Tensor = 1) -> Tensor:
