@@ -64,8 +64,7 @@ def affords(target: Target, rows: Tensor, queries: int = 1) -> Tensor:
 
 def continues(target: Target, threat: Threat, rows: Tensor, queries: int) -> Tensor:
     """(n,) bool: which of these examples are to be improved, and afford so many queries for it."""
-    left = unfinished(target, threat)[rows]
-    return left if target.budget is None else left & affords(target, rows, queries)
+    return unfinished(target, threat)[rows] & affords(target, rows, queries)
 
 
 def random_images(target: Target, x: Tensor, y: Tensor, rng: Randomness, tries: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustbench_lite import Randomness, Threat
 
 TINY = 1e-12
-PORTION = 1 << 21  # values of random directions held at a time
+PORTION = 1 << 21  # values that are drawn ahead, or worked on, at a time
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Proposals(ABC):
     def __init__(self, square: Square, x: Tensor, threat: Threat, rng: Randomness) -> None:
         self.square, self.x, self.threat, self.rng = square, x, threat, rng
         self.left = torch.arange(len(x), device=x.device)
-        self.block_of, self.block_window, self.block = range(0), (0, 0), tuple[Tensor, ...]()
+        self.block_of, self.block = range(0), tuple[Tensor, ...]()
 
     @abstractmethod
     def start(self, rng: Randomness) -> Tensor:
@@ -101,7 +101,7 @@ class Proposals(ABC):
         """What ``move`` is given, of k queries, each (k, n, ...). draws: (k, n, 5 + C) uniform in [0, 1)."""
 
     @abstractmethod
-    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
         """Points (n, C, H, W), each one window away from ``current``."""
 
     def window(self, query: int) -> tuple[int, int]:
@@ -118,8 +118,8 @@ class Proposals(ABC):
             )
             queries = torch.arange(query, self.block_of.stop, device=self.x.device)
             draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
-            self.block_window, self.block = window, self.prepare(draws.view(len(queries), n, count), window)
-        return self.move(current, self.block_window, *(part[query - self.block_of.start] for part in self.block))
+            self.block = self.prepare(draws.view(len(queries), n, count), window)
+        return self.move(current, *(part[query - self.block_of.start] for part in self.block))
 
     def keep(self, alive: Tensor) -> None:
         """Forget all examples but these (bool mask)."""
@@ -144,7 +144,7 @@ class Faces(Proposals):
         rows, columns = _inside(draws[..., 0], height, window[0]), _inside(draws[..., 1], width, window[1])
         return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2 : 2 + self.x.shape[1], None, None] < 0.5
 
-    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
         rows, columns, falls = prepared
         return torch.where(rows & columns, torch.where(falls, self.low, self.high), current)
 
@@ -195,7 +195,7 @@ class Masses(Proposals):
         masks = (mask.flatten(2)[:, :, None] for mask in (gives, either))
         return places, signs[..., None] * hill[:, :, None], *masks
 
-    def move(self, current: Tensor, window: tuple[int, int], *prepared: Tensor) -> Tensor:
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
         places, hills, gives, either = prepared
         x, norm, eps, channels = self.x, self.threat.norm, self.threat.eps, self.x.shape[1]
         delta = (current - x).flatten(2)
