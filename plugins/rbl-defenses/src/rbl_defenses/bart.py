@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rbl_defenses import weak_transforms
-from rbl_defenses.behind import Behind
+from rbl_defenses.behind import Behind, TrainedBehind
 from robustbench_lite import DatasetInfo, UsageError, rand_like, randn_like
-from robustbench_lite.training import Around
 
 # What digits are put through: those transforms that leave images of 8x8 grey pixels legible.
 GREY = ("precision", "gaussian-noise", "salt-and-pepper", "frequencies", "blur", "median", "contrast", "zoom")
@@ -59,7 +58,7 @@ class BaRT:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaRTTraining(Around):
+class BaRTTraining(TrainedBehind):
     """Another method, whose network sees images behind a barrage of random transforms from the start, and in use.
 
     method: that one. transforms, count: as for ``bart``.
@@ -69,13 +68,7 @@ class BaRTTraining(Around):
     transforms: tuple[str, ...] = ()
     count: Annotated[int, Field(ge=1)] | None = None
 
-    def __post_init__(self) -> None:
-        self._wrapper()
-
-    def architecture(self, info: DatasetInfo) -> nn.Module:
-        return self._wrapper()(info, super().architecture(info))
-
-    def _wrapper(self) -> BaRT:
+    def wrapper(self) -> BaRT:
         return BaRT(transforms=self.transforms, count=self.count)
 
 

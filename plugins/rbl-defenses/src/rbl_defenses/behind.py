@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
+
+from robustbench_lite import DatasetInfo
+from robustbench_lite.training import Around
 
 Step = Callable[[Tensor], Tensor]
 
@@ -35,6 +39,20 @@ class Behind(nn.Module):
     def surrogate(self, x: Tensor) -> Tensor:
         """The same logits, with a gradient to follow."""
         return through(self.base)(self._smooth(x))
+
+
+class TrainedBehind(Around, ABC):
+    """Another method, whose network is behind a wrapper from the start: in training, inner attacks included, and in use."""
+
+    @abstractmethod
+    def wrapper(self) -> Callable[[DatasetInfo, nn.Module], nn.Module]:
+        """The wrapper with this one's parameters. Raises ValueError for those that it refuses."""
+
+    def __post_init__(self) -> None:
+        self.wrapper()
+
+    def architecture(self, info: DatasetInfo) -> nn.Module:
+        return self.wrapper()(info, super().architecture(info))
 
 
 class Through(nn.Module):

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from rbl_defenses.behind import Behind, through
+from rbl_defenses.behind import Behind, TrainedBehind, through
 from robustbench_lite import DatasetInfo, bpda
-from robustbench_lite.training import Around
 
 Method = Literal["floyd-steinberg", "jarvis", "stucki", "bayer"]
 
@@ -74,7 +73,7 @@ class Halftone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalftoneTraining(Around):
+class HalftoneTraining(TrainedBehind):
     """Another method, whose network sees halftones from the start: in training, inner attacks included, and in use.
 
     method: that one. pattern: ``method`` of ``halftone``. serpentine, dots, hybrid: as there.
@@ -86,13 +85,7 @@ class HalftoneTraining(Around):
     dots: Annotated[int, Field(ge=1, le=8)] = 1
     hybrid: bool = False
 
-    def __post_init__(self) -> None:
-        self._wrapper()
-
-    def architecture(self, info: DatasetInfo) -> nn.Module:
-        return self._wrapper()(info, super().architecture(info))
-
-    def _wrapper(self) -> Halftone:
+    def wrapper(self) -> Halftone:
         return Halftone(method=self.pattern, serpentine=self.serpentine, dots=self.dots, hybrid=self.hybrid)
 
 
