@@ -296,16 +296,13 @@ class Deployed:
 
     def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
         """The passes over some rows, as many side by side as fit into a micro-batch."""
-        if passes == 1:
-            yield _Block(rows.stop - rows.start, 1, ids[rows], draw[rows])
-            return
         together = self._together(rows, passes)
         for first in range(0, passes, together):
             yield _Block.of(ids[rows], draw[rows] + first, min(together, passes - first))
 
     def _together(self, rows: slice, passes: int) -> int:
         """How many passes fit; one, where a batch draws something of its own: all copies would share it."""
-        if not all(self._keyed_alone.get(exact) for exact in {True, self.surrogate is None}):
+        if passes == 1 or not all(self._keyed_alone.get(exact) for exact in {True, self.surrogate is None}):
             return 1
         n: int = rows.stop - rows.start
         return min(passes, max(1, (self.micro_batch or 0) // n))
