@@ -72,6 +72,16 @@ def test_peers_prints_a_table_whoever_is_installed() -> None:
 
 
 @pytest.mark.slow
+def test_peers_times_runs_in_processes_of_their_own() -> None:
+    # a3 has our own autoattack for a peer, so that nothing else need be installed
+    printed = script("peers.py", "--n", "4", "--models", "at", "--repeats", "1", "--apart", "--rows", "a3/linf/*")
+    (line,) = [line for line in printed.splitlines() if line.startswith("| `a3")]
+    ours, theirs, ratio = (float(cell) for cell in line.split("|")[9:12])
+    assert min(ours, theirs) > 0
+    assert ratio == pytest.approx(ours / theirs, rel=0.01, abs=0.01)
+
+
+@pytest.mark.slow
 def test_report_prints_seconds_and_memory_of_each_command() -> None:
     printed = script("report.py", "--defenses", "3", "--attacks", "9", "--examples", "300", "--whole")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("| `")]
