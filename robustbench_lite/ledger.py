@@ -139,13 +139,17 @@ class Ledger:
         at = wrong.nonzero()[:, 0]
         if not len(at):
             return
-        new = misclassified(scores[at], y[at], self.rejects)
+        # Most points of a search along the boundary are too far away: the rest is looked at for few, or for none.
         owner = at if rows is None else rows[at]
+        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])
+        at = at[near]
+        if not len(at):
+            return
+        new = misclassified(scores[at], y[at], self.rejects)
+        owner = owner[near]
         if not self.minimal:
             new &= ~self.broken[owner]
         at, owner = at[new], owner[new]
-        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])  # so that few are measured exactly
-        at, owner = at[near], owner[near]
         if not len(at):
             return
         clean, points = self.x[owner], x[at].detach()

@@ -41,10 +41,12 @@ def _together(weight: Tensor, room: Tensor, wanted: Tensor, *, rate: Tensor) -> 
     others share what is left, until no further one gets there. That ends after a few rounds, and sorts nothing.
     """
     gain, push, most = weight * room, weight * rate, torch.finfo(room.dtype).max
-    t, before = torch.zeros_like(wanted), torch.full_like(wanted, -1)
-    while not torch.equal(t, before):
-        there = (t * rate >= room).to(room)
-        left = wanted - (gain * there).sum(2, keepdim=True)
-        moving = (push * (1 - there)).sum(2, keepdim=True)
-        t, before = torch.maximum(t, (left / moving).nan_to_num(0, most, 0)), t
+    t = torch.zeros_like(wanted)
+    there, before = t * rate >= room, None
+    while before is None or not torch.equal(there, before):
+        held = there.to(room)
+        left = wanted - (gain * held).sum(2, keepdim=True)
+        moving = (push * (1 - held)).sum(2, keepdim=True)
+        t = torch.maximum(t, (left / moving).nan_to_num(0, most, 0))
+        there, before = t * rate >= room, there
     return torch.minimum(t * rate, room)
