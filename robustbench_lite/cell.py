@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from robustbench_lite import columns, incoming
+from robustbench_lite.attempt import ATTEMPT, Attempt, check_outcome, outcome
 from robustbench_lite.contents import (
     FORMAT,
     Arrays,
@@ -47,14 +46,11 @@ from robustbench_lite.results import CellResult
 if TYPE_CHECKING:
     from robustbench_lite.store import Store
 
-FAILURES = ("error", "timeout", "out-of-memory", "crashed")
-OUTCOMES = ("done", "partial", *FAILURES)  # how an attempt can end; partial: stopped in good order before the last shard
 CELLS, MEASURES = "cells", "measures"  # folders: results of attacks, of metrics
 RERUN = "run the same `rbl run` command again: it sets the damaged file aside and computes only what is missing"
 
 SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
 SALVAGE = re.compile(r"shard-(\d{5,})\.salvage\.safetensors")
-ATTEMPT = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d+-[0-9a-f]+\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,44 +100,6 @@ class _Shard:
         return {name: (array.dtype.name, array.shape[1:]) for name, array in self.arrays.items()}
 
 
-class Attempt:
-    """The record of one attempt at a cell, rewritten atomically as it goes on. Made by ``Cell.begin_attempt``."""
-
-    def __init__(self, path: Path, environment: Mapping[str, Any]) -> None:
-        self.path = path
-        self._began = time.monotonic()
-        self._record: dict[str, Any] = {
-            "format": FORMAT,
-            "status": "running",
-            "reason": "",
-            "traceback": "",
-            "started": now(),
-            "finished": None,
-            "process": Process.current().to_json(),
-            "environment": dict(environment),
-            "progress": [],
-        }
-        self._save({})
-
-    def update(self, **facts: Any) -> None:
-        """Add an entry to the attempt's ``progress``, such as ``shard=3, memory=[...]``, and note the seconds spent so far."""
-        self._save({"progress": [*self._record["progress"], {"time": now(), **facts}]})
-
-    def finish(self, status: str, reason: str = "", traceback: str = "", *, seconds: float | None = None) -> None:
-        """Record how it ended: one of OUTCOMES, with a reason in words and a traceback where there is one.
-
-        seconds: what it took, where it was made elsewhere.
-        """
-        if status not in OUTCOMES:
-            raise ValueError(f"an attempt ends as one of {', '.join(OUTCOMES)}, not {status!r}")
-        facts = {"status": status, "reason": reason, "traceback": traceback, "finished": now()}
-        self._save(facts | ({} if seconds is None else {"seconds": seconds}))
-
-    def _save(self, facts: Mapping[str, Any]) -> None:
-        self._record = {**self._record, "seconds": round(time.monotonic() - self._began, 3), **facts}
-        write_file(self.path, seal(self._record))
-
-
 class Cell:
     """One cell or measurement of a store: a spec and what is stored of it. Nothing is written before the first ``write_...``.
 
@@ -168,7 +126,7 @@ class Cell:
         if self._committed(n_shards) and (not verify or self._verified() is not None):
             return CellState(status="done", shards=frozenset(range(n_shards)), attempts=len(attempts))
         shards = frozenset(i for i in self._whole_shards() if i < n_shards)
-        status, reason = _outcome(self._read_attempts(attempts[-1:]))
+        status, reason = outcome(self._read_attempts(attempts[-1:]))
         return CellState(
             status=status or ("partial" if shards else "new"), shards=shards, reason=reason, attempts=len(attempts)
         )
@@ -206,7 +164,7 @@ class Cell:
         if arrays is None:
             self._spec_on_disk()
             arrays = _join([shard.arrays for shard in self._whole_shards().values()])
-            status, reason = _outcome(attempts)
+            status, reason = outcome(attempts)
             status = status or ("partial" if arrays or paths else "missing")
             reason = "; ".join([reason] * bool(reason) + self.damage[before:])
         chosen = [a for a in attempts if a["status"] == "done"] or attempts
@@ -344,7 +302,7 @@ class Cell:
         self.write_spec()
         folder = self.folder / "attempts"
         make_folder(folder)
-        attempt = Attempt(folder / f"{now()}-{os.getpid()}-{secrets.token_hex(4)}.json", environment)
+        attempt = Attempt(folder, environment)
         self.end_attempts("crashed", "the process ended without a report")
         self.tidy_up()
         return attempt
@@ -361,8 +319,7 @@ class Cell:
         only attempts of that process.
         """
         self.store.require_writable()
-        if status not in OUTCOMES:
-            raise ValueError(f"an attempt ends as one of {', '.join(OUTCOMES)}, not {status!r}")
+        check_outcome(status)
         ended = 0
         for path in self._attempt_paths():
             for record in self._read_attempts([path]):
@@ -550,18 +507,6 @@ class Cell:
 def _identity(done: bytes) -> str:
     """What no other commit has: 64 hexadecimal digits. done: its ``done.json``."""
     return hashlib.sha256(done).hexdigest()
-
-
-def _outcome(attempts: list[dict[str, Any]]) -> tuple[str, str]:
-    """How the last attempt failed (empty where it did not) and the reason."""
-    if not attempts:
-        return "", ""
-    last = attempts[-1]
-    if last["status"] == "running":
-        process = Process.from_json(last["process"])
-        word = {True: "is being worked on by", False: "was interrupted: no report from", None: "was last worked on by"}
-        return "", f"{word[process.alive()]} {process}"
-    return (last["status"] if last["status"] in FAILURES else ""), last["reason"]
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

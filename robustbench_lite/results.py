@@ -33,7 +33,7 @@ class CellResult:
     """The stored result of one cell: a defense under an attack.
 
     spec is what was asked (``spec.json``), arrays are the per-example facts, all of length n (see ``judge.py`` for each),
-    and status says whether they are whole (``store.OUTCOMES``, or ``missing``). seconds is the sum over all attempts.
+    and status says whether they are whole (``attempt.OUTCOMES``, or ``missing``). seconds is the sum over all attempts.
     """
 
     key: str

@@ -38,7 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_lite import incoming
-from robustbench_lite.cell import ATTEMPT, CELLS, MEASURES, RERUN, SALVAGE, SHARD, Cell, read_spec
+from robustbench_lite.attempt import ATTEMPT
+from robustbench_lite.cell import CELLS, MEASURES, RERUN, SALVAGE, SHARD, Cell, read_spec
 from robustbench_lite.contents import FORMAT, Damaged, names_in, now, read_bytes, seal, unseal
 from robustbench_lite.errors import AmbiguousName, CorruptResult, StoreError, StoreFormatError, UnknownName
 from robustbench_lite.keys import SharedParts, canonical_json

@@ -248,7 +248,7 @@ def test_a_full_disk_does_not_hide_why_an_attack_failed(run: Callable[..., Any],
         raise StoreError("no room to write")
 
     monkeypatch.setattr(Cell, "write_salvage", full)
-    monkeypatch.setattr("robustbench_lite.cell.Attempt.finish", full)
+    monkeypatch.setattr("robustbench_lite.attempt.Attempt.finish", full)
     status, _, events = run(n=32, attack="toy/raises")
     assert status == "error"
     assert events[-1]["reason"] == "ValueError: half way through"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustbench_lite import attempt as attempts
 from robustbench_lite import cell as cells
 from robustbench_lite.bundle import import_bundle, opened
 from robustbench_lite.errors import InvalidBundle, StoreError
@@ -124,7 +125,7 @@ def test_killed_in_the_middle_nothing_has_come_in(several: Path, tmp_path: Path,
                 os.kill(os.getpid(), signal.SIGKILL)
             write(*arguments, **options)  # type: ignore[arg-type]
 
-        cells.write_file = deadly
+        cells.write_file = attempts.write_file = deadly
         import_bundle(several, Store.open(mine))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -149,7 +150,8 @@ def test_an_error_in_the_middle_takes_everything_back(several: Path, tmp_path: P
         write(path, data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "write_file", full)
+        for module in (cells, attempts):
+            patch.setattr(module, "write_file", full)
         with pytest.raises(StoreError, match="no room"):
             import_bundle(several, mine)
     assert list(mine.cells()) == []
