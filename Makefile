@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PLUGINS := rbl-attacks rbl-defenses rbl-datasets rbl-metrics
 BIN    := $(VENV)/bin
-MNIST  := $(foreach defense,standard pgd-at trades ar-at msd-at,$(defense)[width=8,epochs=4])
+MNIST  := $(foreach defense,standard pgd-at trades ar-at msd-at cni,$(defense)[width=8,epochs=4])
 READY  := $(VENV)/.installed-editable
 
 export RBL_HOME ?= $(CURDIR)/.rbl/home
