@@ -286,7 +286,7 @@ def test_svhn_is_read_and_downloaded_with_the_label_10_as_0(
     assert set(server.requests) == set(files)
     (server.folder / "test_32x32.mat").write_bytes(mat(train))
     (tmp_path / "test_32x32.mat").unlink()
-    with pytest.raises(MissingData, match=r"svhn .* corrupted"):
+    with pytest.raises(MissingData, match=r"svhn .* corrupted\. \(.*test_32x32\.mat\)"):
         SVHN()(tmp_path)
 
 

@@ -88,7 +88,7 @@ class Vision(ABC):
                 return self._open(root, train, download=True)
         except Exception as error:
             raise MissingData(
-                f"{self.name} can be neither read from {root} nor downloaded: {one_line(error)}",
+                f"{self.name} can be neither read from {root} nor downloaded: {one_line(error)}{_which(error, root)}",
                 hint=f"{fix}; if files of an interrupted download lie in {root}, remove them and run the same command again",
             ) from error
 
@@ -239,6 +239,13 @@ def one_line(error: Exception) -> str:
     # Here it is no argument of the user's.
     text = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
     return text or type(error).__name__
+
+
+def _which(error: Exception, root: Path) -> str:
+    """In brackets, the file of a download that torchvision found to be damaged and did not name; nothing otherwise."""
+    files = [path for path in root.rglob("*") if path.is_file()] if "corrupted" in str(error) else []
+    last = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return "" if last is None or last.name in str(error) else f" ({last})"
 
 
 @contextmanager
