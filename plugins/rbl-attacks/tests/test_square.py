@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rbl_attacks.geometry import length
-from rbl_attacks.square import Faces, Masses, Square, pattern, window_size
+from rbl_attacks.square import Faces, Masses, Proposals, Square, pattern, window_size
 from robustbench_lite import Randomness, Threat, losses
 from robustbench_lite.testing import Linear, Masked, make_target
 
@@ -87,11 +87,12 @@ def test_far_from_the_box_it_stays_on_the_sphere(norm: str) -> None:
         assert (point - x).abs().flatten().tolist() == pytest.approx([0.05] * point.numel(), rel=1e-4)
 
 
-def test_what_is_drawn_ahead_of_large_images_is_no_more_than_a_few_of_them() -> None:
+@pytest.mark.parametrize(("proposals", "norm"), [(Faces, "linf"), (Masses, "l2")])
+def test_what_is_drawn_ahead_of_large_images_is_no_more_than_a_few_of_them(proposals: type[Proposals], norm: str) -> None:
     x = torch.rand(16, 1, 256, 256, generator=torch.Generator().manual_seed(0))
-    proposals = Masses(Square(), x, Threat("l2", 1.0), Randomness("0", torch.arange(16)))
-    proposals.from_points(x, 5000)
-    assert sum(part.untyped_storage().nbytes() for part in proposals.block) < 4 * x.untyped_storage().nbytes()
+    made = proposals(Square(), x, Threat(norm, 0.1), Randomness("0", torch.arange(16)))
+    made.from_points(x, 5000)
+    assert sum(part.untyped_storage().nbytes() for part in made.block) < 4 * x.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
