@@ -243,7 +243,7 @@ def one_line(error: Exception) -> str:
 
 def _which(error: Exception, root: Path) -> str:
     """In brackets, the file of a download that torchvision found to be damaged and did not name; nothing otherwise."""
-    files = [path for path in root.rglob("*") if path.is_file()] if "corrupted" in str(error) else []
+    files = [path for path in root.rglob("*") if path.is_file()] if "File not found or corrupted" in str(error) else []
     last = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
     return "" if last is None or last.name in str(error) else f" ({last})"
 
