@@ -142,11 +142,10 @@ class Ledger:
         # Most points of a search along the boundary are too far away: the rest is looked at for few, or for none.
         owner = at if rows is None else rows[at]
         near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])
-        at = at[near]
+        at, owner = at[near], owner[near]
         if not len(at):
             return
         new = misclassified(scores[at], y[at], self.rejects)
-        owner = owner[near]
         if not self.minimal:
             new &= ~self.broken[owner]
         at, owner = at[new], owner[new]
