@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -150,7 +149,8 @@ def test_the_card_says_what_made_the_weights(tmp_path: Path) -> None:
     assert card["recipe"]["epochs"] == 2
     assert card["held_out"] == {"n": 20, **result.metrics}
     assert [e["epoch"] for e in card["history"]] == [1, 2]
-    assert card["packages"]["torch"] == metadata.version("torch")  # as pip has it, which may leave out "+cu130"
+    assert torch.__version__.startswith(card["packages"]["torch"])  # pip may leave out "+cu130"
+    assert card["packages"]["torch"].count(".") == 2
     assert card["threads"] == torch.get_num_threads()
     assert json.loads(json.dumps(card)) == card
     save_weights(tmp_path / "w.safetensors", result.module.state_dict(), card)
