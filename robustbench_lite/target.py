@@ -152,6 +152,11 @@ class Target:
         return self._deployed.num_classes
 
     @property
+    def stochastic(self) -> bool:
+        """Whether two calls with one and the same point may be answered differently."""
+        return self._deployed.stochastic
+
+    @property
     def access(self) -> str:
         """The access that the attack declared."""
         return self._access

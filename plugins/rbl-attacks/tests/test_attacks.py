@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from never_beaten import never_beaten
 from scipy import stats
 from torch import Tensor, nn
 
@@ -58,9 +59,8 @@ def test_an_example_gets_the_same_point_whoever_else_is_there(name: str, norm: s
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "apgd-t", "square"])
 def test_the_expected_cost_is_the_cost_of_an_example_that_is_never_beaten(name: str, images: Tensor) -> None:
     attack, access = ATTACKS[name]
-    model = Linear(torch.zeros(3, 72), torch.tensor([5.0, 0.0, -1.0]))
     y, threat = torch.zeros(len(images), dtype=torch.int64), Threat("l2", 0.5)
-    target, rng = make_target(model, images, y, threat, access=access)
+    target, rng = make_target(never_beaten(72, 3), images, y, threat, access=access)
     attack(target, images, y, threat, rng)
     spent = (target.forwards + target.backwards).unique().tolist()
     assert spent == [attack.passes(3)]  # type: ignore[attr-defined]

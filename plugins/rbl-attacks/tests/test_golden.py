@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden_networks import EXAMPLE, fixture, robust_accuracy
 from torch import Tensor
 
-from rbl_attacks import objectives, square
+from rbl_attacks import objectives, windows
 from rbl_attacks.apgd import APGDCE, APGDDLR, APGDT
 from rbl_attacks.bim import BIM
 from rbl_attacks.fgsm import FGSM
@@ -176,7 +176,7 @@ def test_square_with_the_reference_windows(name: str, threat: str, published: fl
     def corner(draw: Tensor, size: int, window: int) -> Tensor:
         return (draw * max(size - window, 1)).long()
 
-    monkeypatch.setattr(square, "_corner", corner)
+    monkeypatch.setattr(windows, "_corner", corner)
     found = [robust_accuracy(name, threat, Square(queries=1000), access="scores", seed=seed) for seed in range(3)]
     assert sum(found) / 3 == pytest.approx(published, abs=0.03)
 

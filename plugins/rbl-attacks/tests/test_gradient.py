@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_networks import Affine, fixture
 from linear_problem import distances, margins, problem
+from never_beaten import never_beaten
 from torch import Tensor, nn
 
 from rbl_attacks.apgd import APGDCE, APGDDLR, APGDT
@@ -17,12 +18,13 @@ from rbl_attacks.geometry import in_ball
 from rbl_attacks.mifgsm import MIFGSM
 from rbl_attacks.msd import MSD, _best
 from rbl_attacks.pgd import PGD
+from rbl_attacks.schedule import Euclidean, Sparse
 from robustbench_lite import InvalidParameter, InvalidThreat, Threat, losses
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.registry import load
 from robustbench_lite.resolve import resolve_attack
 from robustbench_lite.runner import run_shard
-from robustbench_lite.testing import Linear, make_target
+from robustbench_lite.testing import CoinFlip, Constant, Linear, make_target
 from robustbench_lite.testing.closed_form import lowest_margin
 from robustbench_lite.testing.toys import NotANumber
 
@@ -327,8 +329,8 @@ def test_msd_says_what_it_cannot_do() -> None:
 )
 def test_the_expected_cost_is_the_cost_of_an_example_that_is_never_beaten(attack: PGD, threat: str) -> None:
     x = torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    model, y = Linear(torch.zeros(5, 36), torch.tensor([5.0, 0.0, -1.0, 0.5, 0.2])), torch.zeros(5, dtype=torch.int64)
-    target, rng = make_target(model, x, y, threat)
+    y = torch.zeros(5, dtype=torch.int64)
+    target, rng = make_target(never_beaten(36, 5), x, y, threat)
     attack(target, x, y, Threat.parse(threat), rng)
     assert (target.forwards + target.backwards).unique().tolist() == [attack.passes(5)]
 
@@ -341,3 +343,36 @@ def test_a_model_that_gives_nan_away_from_its_images_leaves_no_trace_in_the_poin
         x_adv = attack(target, x, y, Threat.parse(threat), rng)
         assert math.isfinite(x_adv.sum().item())
         assert not target.broken.any()
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "eps"), [(APGDCE(), "linf", 0.03), (APGDDLR(), "l1", 1.5), (APGDT(steps=50), "linf", 0.03)]
+)
+def test_points_that_came_to_rest_are_not_asked_about_again_and_nothing_changes_by_that(
+    attack: APGDCE | APGDDLR | APGDT, norm: str, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = (part[:60] if isinstance(part, Tensor) else part for part in fixture("std"))
+    found, targets = [], []
+    for settles in (True, False):
+        for schedule in (Euclidean, Sparse):
+            monkeypatch.setattr(schedule, "settles", settles)
+        target, rng = make_target(model, x, y, Threat(norm, eps))
+        found.append(attack(target, x, y, Threat(norm, eps), rng))
+        targets.append(target)
+    assert torch.allclose(*found, atol=1e-6)
+    fewer, all_asked = targets
+    assert torch.equal(fewer.broken, all_asked.broken)
+    assert 0 < int(fewer.broken.sum()) < len(x)
+    assert (fewer.forwards <= all_asked.forwards).all()
+    assert fewer.forwards.sum() < 0.9 * all_asked.forwards.sum()
+    assert torch.equal(all_asked.forwards - fewer.forwards, all_asked.backwards - fewer.backwards)
+
+
+def test_a_stochastic_defense_is_asked_about_a_point_at_rest_in_every_step() -> None:
+    model, x = CoinFlip(Constant(3), sigma=0.01), torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y, queries = torch.zeros(4, dtype=torch.int64), []
+    for stochastic, defense in ((True, model), (False, model.base)):
+        target, rng = make_target(defense, x, y, "linf:0.1", stochastic=stochastic)
+        APGDCE(steps=20)(target, x, y, Threat("linf", 0.1), rng)
+        queries.append(target.queries.unique().tolist())
+    assert queries == [[21], [2]]

@@ -30,6 +30,8 @@ class AutoPGD(ABC):
     The step size is halved, and the search sent back to its best point, where a period of steps brought too few increases
     of the loss or no better point (linf and l2, with momentum); under l1 the step size and the number of values that move
     follow the sparsity of the best point, and the search runs through larger radii first.
+
+    A deterministic defense is not asked about a point from which the last step did not move.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100
@@ -39,8 +41,8 @@ class AutoPGD(ABC):
     finish: bool = True
 
     def passes(self, num_classes: int) -> int:
-        """Forward and backward passes per example that is never beaten: under l2; one less for each run under linf, two more
-        under l1.
+        """Forward and backward passes per example that is never beaten, and whose points never come to rest: under l2; one less
+        for each run under linf, two more under l1.
         """
         return self.restarts * (2 * self.steps + 2)
 
@@ -132,7 +134,7 @@ class APGDT(AutoPGD):
     targets: Annotated[int, Field(ge=1)] = 9
 
     def passes(self, num_classes: int) -> int:
-        """Forward and backward passes per example that is never beaten."""
+        """Forward and backward passes per example that is never beaten, and whose points never come to rest."""
         return super().passes(num_classes) * min(self.targets, num_classes - 1) + (num_classes > 2)
 
     def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:

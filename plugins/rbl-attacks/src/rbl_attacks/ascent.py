@@ -50,24 +50,24 @@ class Climb:
         look_at_last: False to leave their evaluation out.
         """
         current = previous = self.best
+        loss, gradient = self.best_loss, self.gradient
+        settles = schedule.settles and not self.target.stochastic
         for number in range(steps if len(self.rows) else 0):
-            loss, gradient = self.ask(current)
+            loss, gradient = self.ask_moved(current, previous, loss, gradient) if settles and number else self.ask(current)
             if not number:
                 schedule.begin(loss)
             elif (back := schedule.observe(loss, self.best_loss, self.best, self.x)) is not None:
                 mask = per_image(back, current)
-                current = torch.where(mask, self.best, current)
+                current, loss = torch.where(mask, self.best, current), torch.where(back, self.best_loss, loss)
                 if self.best_gradient is not None:
                     gradient = torch.where(mask, self.best_gradient, gradient)
             if (stays := self.leave()) is not None:
-                current, previous, gradient = current[stays], previous[stays], gradient[stays]
+                current, previous, loss, gradient = current[stays], previous[stays], loss[stays], gradient[stays]
                 schedule.keep(stays)
                 if not len(self.rows):
                     return current
-            if plateau is not None:
-                gradient = self.replace_zero(gradient, plateau, number)
-            self.gradient = gradient
-            moved = self.project(current + schedule.move(gradient, current))
+            self.gradient = gradient if plateau is None else self.replace_zero(gradient, plateau, number)
+            moved = self.project(current + schedule.move(self.gradient, current))
             if schedule.momentum and number:
                 push = (moved - current).mul_(schedule.momentum).add_((current - previous).mul_(1 - schedule.momentum))
                 moved = self.project(push.add_(current))
@@ -116,10 +116,25 @@ class Climb:
     def ask(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) and gradients (n, ...) at points (n, ...); nobody leaves yet."""
         _, loss, gradient = self.target.loss_and_grad(points, self.loss, *self.labels, index=self._index)
+        self._follow(points, loss, gradient)
+        return loss, gradient
+
+    def ask_moved(self, points: Tensor, previous: Tensor, loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``ask``, except where points are the ``previous`` ones: their losses and gradients are known."""
+        rows = (points != previous).flatten(1).any(1).nonzero()[:, 0]
+        if len(rows) == len(points):
+            return self.ask(points)
+        loss, gradient = loss.clone(), gradient.clone()
+        if len(rows):
+            labels = (each[rows] for each in self.labels)
+            _, loss[rows], gradient[rows] = self.target.loss_and_grad(points[rows], self.loss, *labels, index=self.rows[rows])
+            self._follow(points, loss, gradient)
+        return loss, gradient
+
+    def _follow(self, points: Tensor, loss: Tensor, gradient: Tensor) -> None:
         better = self.keep(points, loss)
         if self.best_gradient is not None:
             self.best_gradient = torch.where(better, gradient, self.best_gradient)
-        return loss, gradient
 
     def keep(self, points: Tensor, loss: Tensor) -> Tensor:
         """Keep the points (n, ...) whose losses (n,) are higher than all before: (n, 1, ...) bool."""

@@ -14,9 +14,12 @@ SHORTEST = 1e-18  # of gradients that keep their direction under l2: the squares
 
 
 class Schedule(Protocol):
-    """A rule for n examples. momentum: weight of the new step against the last one; 0 for none."""
+    """A rule for n examples. momentum: weight of the new step against the last one; 0 for none. settles: steps shrink, so that
+    points come to rest, and are not asked about again.
+    """
 
     momentum: float
+    settles: bool
 
     def begin(self, loss: Tensor) -> None:
         """Told of the losses (n,) at the start points."""
@@ -57,7 +60,7 @@ def steepest(gradient: Tensor, points: Tensor, norm: str, count: int | Tensor = 
 class Fixed:
     """Steps of one length. sparsity: the share of values that a step under l1 leaves alone."""
 
-    momentum = 0.0
+    momentum, settles = 0.0, False
 
     def __init__(self, size: float, norm: str, *, sparsity: float = 0.0) -> None:
         self.size, self.norm, self.sparsity = size, norm, sparsity
@@ -108,7 +111,7 @@ class Euclidean:
     steps: N.
     """
 
-    momentum = 0.75
+    momentum, settles = 0.75, True
 
     def __init__(self, steps: int, eps: float, *, norm: str, rho: float) -> None:
         self.eps, self.norm, self.rho = eps, norm, rho
@@ -157,7 +160,7 @@ class Sparse:
     start: perturbation (n, ...) of the start point. given: it says how sparse to begin; otherwise a fifth of the values move.
     """
 
-    momentum = 0.0
+    momentum, settles = 0.0, True
     SHARE, SHRINK, LEAST, SPARSER = 0.2, 1.5, 10, 0.95
 
     def __init__(self, steps: int, eps: float, start: Tensor, *, given: bool) -> None:

@@ -1,0 +1,306 @@
+"""Where Square looks: windows of an image, and what happens to the perturbation in them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from rbl_attacks.geometry import PORTION, TINY, length, on_sphere
+from robustbench_lite import Randomness, Threat
+
+
+class Proposals(ABC):
+    """Where the search looks next, of n examples x (n, C, H, W). share: of the image that a query's window covers.
+
+    What a query needs in random numbers is drawn, and turned into places, for many queries at once: for few numbers every
+    operation is all overhead. Query 0 is the start.
+    """
+
+    AHEAD = 64
+
+    def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
+        self.x, self.threat, self.rng, self.share, self.queries = x, threat, rng, share, queries
+        self.left = torch.arange(len(x), device=x.device)
+        self.block_of, self.block, self.at = range(0), tuple[Tensor, ...](), 0
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """(n, C, H, W) the first points."""
+
+    @abstractmethod
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What ``move`` is given, of k queries, each (k, n, ...). draws: (k, n, 5 + C) uniform in [0, 1)."""
+
+    @abstractmethod
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
+        """Points (n, C, H, W), each one window away from ``current``."""
+
+    def next(self, current: Tensor) -> tuple[Tensor | None, Tensor] | None:
+        """Who looks somewhere, positions (k,) or None for all, and where, (k, C, H, W); None after the last query.
+
+        current: (n, C, H, W), from where.
+        """
+        if not self.block_of.stop:
+            self.block_of, self.at = range(1), 1
+            return None, self.start()
+        while self.spent():
+            if self.block_of.stop >= self.queries:
+                return None
+            self.draw(current)
+        return self.look(current)
+
+    def window(self, query: int) -> tuple[int, int]:
+        """Rows and columns of the window of this query."""
+        return window_size(self.share(query), *self.x.shape[2:])
+
+    def draw(self, current: Tensor) -> None:
+        """Prepare the next queries, as many as have one window and fit in memory."""
+        first, n, count = self.block_of.stop, len(self.left), 5 + self.x.shape[1]
+        ahead = min(self.AHEAD, max(1, PORTION // self.x[:, 0].numel()), self.queries - first)
+        window = self.window(first)
+        same = itertools.takewhile(lambda query: self.window(query) == window, range(first, first + ahead))
+        self.block_of, self.at = range(first, max(same) + 1), 0
+        queries = torch.arange(first, self.block_of.stop, device=self.x.device)
+        draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
+        self.block = self.prepare(draws.view(len(queries), n, count), window)
+
+    def spent(self) -> bool:
+        """Whether nothing is left of what was prepared."""
+        return self.at == len(self.block_of)
+
+    def look(self, current: Tensor) -> tuple[Tensor | None, Tensor]:
+        """See ``next``: all take the same query."""
+        self.at += 1
+        return None, self.move(current, *(part[self.at - 1] for part in self.block))
+
+    def moved(self, rows: Tensor, current: Tensor) -> None:
+        """Told of those examples, positions (m,), that went where they had looked; current: (n, C, H, W) of all."""
+        return
+
+    def keep(self, alive: Tensor) -> None:
+        """Forget all examples but these (bool mask)."""
+        self.left, self.x = self.left[alive], self.x[alive]
+        self.block = tuple(part[:, alive] for part in self.block)
+
+
+class Faces(Proposals):
+    """Under linf: a window moves to one face of the ball in each channel."""
+
+    def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
+        super().__init__(x, threat, rng, share, queries)
+        self.low, self.high = threat.project(x, x - 2), threat.project(x, x + 2)
+
+    def start(self) -> Tensor:
+        """Vertical stripes, a face for each channel and column."""
+        sign = self.rng.child("start").sign(self.left, (self.x.shape[1], 1, self.x.shape[3]))
+        return torch.where(sign > 0, self.high, self.low)
+
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        height, width = self.x.shape[2:]
+        rows, columns = _inside(draws[..., 0], height, window[0]), _inside(draws[..., 1], width, window[1])
+        return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2 : 2 + self.x.shape[1], None, None] < 0.5
+
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
+        rows, columns, falls = prepared
+        return torch.where(rows & columns, torch.where(falls, self.low, self.high), current)
+
+    def keep(self, alive: Tensor) -> None:
+        super().keep(alive)
+        self.low, self.high = self.low[alive], self.high[alive]
+
+
+class NewFaces(Faces):
+    """The same without queries whose answer is known: moves that change nothing, or were asked about since the example last
+    moved. For defenses that always answer one point alike.
+
+    A move is a place of the window and a face for each channel. On small images there are so few that most of what is drawn
+    is known. So that a query still asks about many examples, each goes on to its own next new move among those prepared.
+
+    known: (n, moves) bool, the moves that bring nothing; None where there are too many for any to be drawn twice. drawn:
+    (n, k) the moves prepared. new: (n, k) uint8, whose maximum torch finds, which of them are still to be asked about.
+    """
+
+    MOST = 1 << 14
+
+    def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
+        super().__init__(x, threat, rng, share, queries)
+        self.known: Tensor | None = None
+        self.size = (0, 0)  # of the window
+
+    def draw(self, current: Tensor) -> None:
+        super().draw(current)
+        size, (height, width) = self.window(self.block_of.start), self.x.shape[2:]
+        if size != self.size:
+            self.size = size
+            moves = (height - size[0] + 1) * (width - size[1] + 1) * 2 ** self.x.shape[1]
+            self.known = self.idle(current, self.low, self.high) if moves <= self.MOST else None
+        if self.known is not None:
+            rows, columns, falls = (part.flatten(2).byte() for part in self.block)
+            move = rows.argmax(2) * (width - size[1] + 1) + columns.argmax(2)
+            for each in falls.unbind(2):
+                move = 2 * move + each
+            self.drawn = move.T.contiguous()
+            self.new = (~self.known.gather(1, self.drawn)).byte()
+
+    def idle(self, current: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """(n, moves) bool: which moves change nothing, since the whole window is at these faces."""
+        away = torch.stack([current != high, current != low], 2).float()
+        there = max_pool2d(away.flatten(0, 2), self.size, stride=1).view(*away.shape[:3], -1) == 0  # (n, C, 2, places)
+        found = torch.ones_like(there[:, 0, 0, :, None])
+        for channel in there.transpose(2, 3).unbind(1):
+            found = (found[..., None] & channel[:, :, None]).flatten(2)
+        return found.flatten(1)
+
+    def spent(self) -> bool:
+        if self.known is None:
+            return super().spent()
+        self.has, self.first = self.new.max(1)
+        return not bool(self.has.any())
+
+    def look(self, current: Tensor) -> tuple[Tensor | None, Tensor]:
+        if self.known is None:
+            return super().look(current)
+        rows = self.has.nonzero()[:, 0]
+        at, drawn = self.first[rows], self.drawn[rows]
+        asked = drawn.gather(1, at[:, None])
+        self.known[rows, asked[:, 0]] = True
+        self.new[rows] &= drawn != asked
+        inside_rows, inside_columns, falls = (part[at, rows] for part in self.block)
+        face = torch.where(falls, self.low[rows], self.high[rows])
+        return rows, torch.where(inside_rows & inside_columns, face, current[rows])
+
+    def moved(self, rows: Tensor, current: Tensor) -> None:
+        if self.known is not None:
+            self.known[rows] = known = self.idle(current[rows], self.low[rows], self.high[rows])
+            drawn = self.drawn[rows]
+            later = torch.arange(drawn.shape[1], device=rows.device) > self.first[rows][:, None]
+            self.new[rows] = (later & ~known.gather(1, drawn)).byte()
+
+    def keep(self, alive: Tensor) -> None:
+        super().keep(alive)
+        if self.known is not None:
+            self.known, self.drawn, self.new = self.known[alive], self.drawn[alive], self.new[alive]
+
+
+class Masses(Proposals):
+    """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
+
+    def start(self) -> Tensor:
+        """The image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
+        x, norm, rng = self.x, self.threat.norm, self.rng.child("start")
+        _, channels, height, width = x.shape
+        side = max(min(height, width) // 5, 1)
+        rows, columns = height // side, width // side
+        sign = rng.sign(self.left, (channels, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        turned = rng.child("turn").sign(self.left, (1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3) > 0
+        plain = pattern(side, side, _power(norm)).to(x).repeat(rows, columns)
+        tilted = pattern(side, side, _power(norm)).T.to(x).repeat(rows, columns)
+        delta = torch.zeros_like(x)
+        top, first = (height - rows * side) // 2, (width - columns * side) // 2
+        delta[:, :, top : top + rows * side, first : first + columns * side] = sign * torch.where(turned, tilted, plain)
+        return self.threat.project(x, x + on_sphere(delta, norm, self.threat.eps))
+
+    def window(self, query: int) -> tuple[int, int]:
+        """At least 3 rows and columns, where there are so many, and odd ones: a pattern has a centre."""
+        height, width = self.x.shape[2:]
+        rows, columns = super().window(query)
+        return min(max(rows, 3) | 1, height), min(max(columns, 3) | 1, width)
+
+    def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Of the window that gains, its places in a flat image and its pattern; masks of the one that gives, and of both."""
+        (height, width), norm = self.x.shape[2:], self.threat.norm
+        sizes = list(zip((0, 1), (height, width), window, strict=True))
+        down, right = (
+            _corner(draws[..., i], size, side)[..., None] + torch.arange(side, device=draws.device) for i, size, side in sizes
+        )
+        gain_rows, gain_columns = (_inside(draws[..., i], size, side) for i, size, side in sizes)
+        give_rows, give_columns = (_inside(draws[..., 2 + i], size, side) for i, size, side in sizes)
+        gives = give_rows[..., None] & give_columns[:, :, None]
+        either = gives | (gain_rows[..., None] & gain_columns[:, :, None])
+        plain, tilted = (p.to(self.x) for p in (pattern(*window, _power(norm)), pattern(*window[::-1], _power(norm)).T))
+        hill = torch.where(draws[..., 4, None] < 0.5, tilted.flatten(), plain.flatten())
+        signs = torch.where(draws[..., 5:] < 0.5, -1.0, 1.0)
+        places = (down[..., None] * width + right[:, :, None]).flatten(2)[:, :, None].expand(-1, -1, self.x.shape[1], -1)
+        masks = (mask.flatten(2)[:, :, None] for mask in (gives, either))
+        return places, signs[..., None] * hill[:, :, None], *masks
+
+    def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
+        places, hills, gives, either = prepared
+        x, norm, eps, channels = self.x, self.threat.norm, self.threat.eps, self.x.shape[1]
+        delta = (current - x).flatten(2)
+        old = delta.gather(2, places)
+        new = hills + old / (TINY + _per_channel(old, norm))
+        new /= TINY + _per_channel(new, norm)
+        held, spent = _per_channel(delta.where(either, 0), norm), length(delta, norm)
+        if norm == "l2":
+            new *= ((eps**2 - spent.square()).clamp_min(0) / channels + held.square()).sqrt()
+        else:
+            new *= ((eps - spent).clamp_min(0) / channels + held) * channels
+        delta = delta.masked_fill(gives, 0).scatter_(2, places, new)
+        return self.threat.project(x, x + (on_sphere(delta, "l2", eps) if norm == "l2" else delta).view_as(x))
+
+
+def window_size(share: float, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a window that covers about this share of the image: a square, where one fits."""
+    side = max(round(math.sqrt(share * height * width)), 1)
+    if side <= min(height, width):
+        return side, side
+    if height <= width:
+        return height, min(width, max(1, round(share * width)))
+    return min(height, max(1, round(share * height))), width
+
+
+def _corner(draws: Tensor, size: int, side: int) -> Tensor:
+    """The first row of a window of so many rows, uniform over all that fit; draws: uniform in [0, 1)."""
+    return (draws * (size - side + 1)).long()
+
+
+def _inside(draws: Tensor, size: int, side: int) -> Tensor:
+    """(..., size) bool: the rows that a window takes; see ``_corner``."""
+    below = torch.arange(size, device=draws.device) - _corner(draws, size, side)[..., None]
+    return (below >= 0) & (below < side)
+
+
+def _power(norm: str) -> int:
+    return 2 if norm == "l2" else 4
+
+
+def _per_channel(delta: Tensor, norm: str) -> Tensor:
+    """(n, channels, 1) length of each channel of (n, channels, values)."""
+    lengths: Tensor = torch.linalg.vector_norm(delta, ord=2 if norm == "l2" else 1, dim=2, keepdim=True)
+    return lengths
+
+
+@lru_cache(maxsize=512)
+def pattern(height: int, width: int, power: int) -> Tensor:
+    """Two hills of opposite sign, one above the other, that fall off from their centres: (height, width), unit length.
+
+    power 2: for l2; power 4: for l1, with sharper peaks.
+    """
+    top = height // 2
+    whole = torch.cat([_hill(top, width, power), -_hill(height - top, width, power)])
+    return _unit(whole, power)
+
+
+def _hill(height: int, width: int, power: int) -> Tensor:
+    """Centred boxes of half-width k = 0, 1, ..., each of weight 1 / (k + 1)^power, added up; unit length."""
+    if not height:
+        return torch.zeros(0, width)
+    down = (torch.arange(height) - height // 2).abs()[:, None]
+    right = (torch.arange(width) - width // 2).abs()[None]
+    count = max(height, width) // 2 + 1
+    weights = (1.0 / torch.arange(1, count + 1, dtype=torch.float64) ** power).flip(0).cumsum(0).flip(0).float()
+    hill = weights[torch.maximum(down, right)]
+    return _unit(hill, power)
+
+
+def _unit(plane: Tensor, power: int) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(plane, ord=2 if power == 2 else 1)
+    return plane / size
