@@ -395,10 +395,11 @@ class Ensemble(Deployed):
 def _gradients(columns: Tensor, leaf: Tensor) -> Iterator[Tensor]:
     """The gradient of each column (n, k) of losses with respect to ``leaf``, made when it is asked for; zero where none is."""
     last = columns.shape[1] - 1
-    for number, column in enumerate(columns.unbind(1)):
+    for number, unit in enumerate(torch.eye(last + 1, dtype=columns.dtype, device=columns.device).unbind()):
         grad = None
-        if column.requires_grad:
-            (grad,) = torch.autograd.grad(column.sum(), leaf, retain_graph=number < last, allow_unused=True)
+        if columns.requires_grad:
+            chosen = unit.expand_as(columns)  # columns.unbind() would fill the other columns' gradients with zeros, each time
+            (grad,) = torch.autograd.grad(columns, leaf, chosen, retain_graph=number < last, allow_unused=True)
         yield torch.zeros_like(leaf) if grad is None else grad.detach()
 
 

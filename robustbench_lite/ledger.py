@@ -38,7 +38,8 @@ class Ledger:
 
     Calls are counted one by one, and passes so that a stochastic defense under EOT counts every draw. broken: (N,) bool; best:
     the best point seen (N, ...); size: its size (N,), inf where there is none; member: (N,) the number of the member that found
-    it, 0 for the attack itself. unattributed: rows that came without saying whose they were.
+    it, 0 for the attack itself. finds: how many calls found something; while it stays, so does ``broken``. unattributed: rows
+    that came without saying whose they were.
     surrogates: the ledgers of the defenses that the attack is crafted on.
     """
 
@@ -55,6 +56,7 @@ class Ledger:
         self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
         self.best = x.clone()
         self.member = torch.zeros(n, dtype=torch.int16, device=x.device)
+        self.finds = 0
         self.unattributed = 0
         self.notes: dict[str, None] = {}  # an ordered set
 
@@ -170,6 +172,7 @@ class Ledger:
         self.size[owner] = size
         self.member[owner] = member
         self.broken[owner] = True
+        self.finds += 1
 
     def found(self) -> Tensor:
         """(N,) bool: where ``best`` is a point that was found."""

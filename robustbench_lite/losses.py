@@ -24,7 +24,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     The usual form takes 1 - p_y as a difference, which in float32 loses all digits where the defense is confident, and with
     them the direction of the gradient: a mask made by rounding alone. This form keeps them up to margins of about 87.
     """
-    return F.softplus(_others(logits, y).logsumexp(1) - logits.gather(1, y[:, None])[:, 0])
+    return F.softplus(_others(logits, y).logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1))
 
 
 def best_other(logits: Tensor, y: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """By how much the best other class leads the label; positive exactly on misclassified points."""
-    return best_other(logits, y) - logits.gather(1, y[:, None])[:, 0]
+    return best_other(logits, y) - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
     top = logits.topk(4, dim=1).values
-    lead = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    lead = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
     return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 

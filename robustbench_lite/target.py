@@ -172,6 +172,11 @@ class Target:
         return self._mine(self._ledger.broken)
 
     @property
+    def finds(self) -> int:
+        """How many calls so far found something: while it stays, so does ``broken``, which costs more to ask for."""
+        return self._ledger.finds
+
+    @property
     def forwards(self) -> Tensor:
         """(N,) forward passes so far."""
         return self._mine(self._ledger.forwards)

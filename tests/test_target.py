@@ -152,6 +152,19 @@ def test_best_so_far_is_kept_once_found_and_only_inside_the_threat_model() -> No
     assert target.best(x)[0].item() == pytest.approx(0.53)
 
 
+def test_while_finds_stay_so_does_who_is_beaten(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, rng = make_target(model, x, y, "linf:0.3")
+    part, before, changes = target.select(torch.arange(4)), target.broken, 0
+    for number in range(20):
+        finds = target.finds
+        part.logits((x[:4] + rng.uniform(torch.arange(4), x.shape[1:], draw=number, low=-0.3, high=0.3)).clamp(0, 1))
+        assert part.finds == target.finds
+        assert target.finds > finds or torch.equal(target.broken, before)
+        changes, before = changes + int(target.finds > finds), target.broken
+    assert changes > 0
+
+
 def test_a_minimal_norm_target_keeps_the_smallest_point() -> None:
     model = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))
     x, y = torch.tensor([0.4]).view(1, 1, 1, 1), torch.tensor([0])

@@ -41,6 +41,7 @@ class Climb:
         self.corners: tuple[Tensor, ...] = (threat.project(x, x - 2), threat.project(x, x + 2)) if threat.norm == "linf" else ()
         self.gradient = torch.zeros_like(x)
         self.best_gradient = self.gradient if directions else None
+        self.finds = -1  # of the target, when it was last asked who is beaten
         self.leave()
 
     def run(self, steps: int, schedule: Schedule, *, plateau: Randomness | None = None, look_at_last: bool = True) -> Tensor:
@@ -98,6 +99,9 @@ class Climb:
 
     def leave(self) -> Tensor | None:
         """Let the beaten go. Returns the positions of those who stay, or None where all do."""
+        if self.target.finds == self.finds:
+            return None
+        self.finds = self.target.finds
         beaten = self.target.broken if self._index is None else self.target.broken[self.rows]
         if not bool(beaten.any()):
             return None
@@ -145,4 +149,4 @@ class Climb:
 
     def replace_zero(self, gradient: Tensor, rng: Randomness, number: int) -> Tensor:
         """Random directions for the examples whose gradient is exactly zero: a plateau is left in some direction or never."""
-        return random_where_zero(gradient, rng.child("plateau", number).select(self.rows), 0)
+        return random_where_zero(gradient, rng.child("plateau", number), 0, self.rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rbl_attacks.adam import Adam
 from rbl_attacks.best import Best
 from rbl_attacks.geometry import per_image
-from rbl_attacks.margins import lead_of, likely_classes
+from rbl_attacks.margins import leads_of, likely_classes
 from robustbench_lite import Randomness, Target, Threat
 
 # By goal: l2, l1, extra steps.
@@ -119,8 +119,8 @@ class _Rank:
 
     def reached(self, logits: Tensor, y: Tensor, aims: Tensor) -> Tensor:
         """(n,) bool."""
-        last = likely_classes(logits, y, self.classes, self.n)[:, -1]
-        return lead_of(logits, y, last, self.classes) > 0
+        last = likely_classes(logits, y, self.classes, self.n)[:, -1:]
+        return leads_of(logits, y, last, self.classes)[:, 0] > 0
 
 
 class _Phishing:

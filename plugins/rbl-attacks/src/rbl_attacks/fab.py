@@ -62,13 +62,15 @@ class FastAdaptiveBoundary(ABC):
         Nearly every point that a step goes to is on the other side and is pulled back, so the gradient that comes with asking
         on which side it is would be thrown away: sides are asked for without it.
         """
-        rows, current = torch.arange(len(x), device=x.device), start
+        rows, current, finds = torch.arange(len(x), device=x.device), start, -1
         for _ in range(self.steps):
-            alive = unfinished(target, threat)[rows]
-            if not bool(alive.all()):
-                rows, current, x, y, aims = (part[alive] for part in (rows, current, x, y, aims))
-            if not len(rows):
-                return
+            if target.finds != finds:
+                finds = target.finds
+                alive = unfinished(target, threat)[rows]
+                if not bool(alive.all()):
+                    rows, current, x, y, aims = (part[alive] for part in (rows, current, x, y, aims))
+                if not len(rows):
+                    return
             _, gap, normal = nearest_face(target, current, y, aims, threat.norm, rows)
             current = self._step(x, current, normal, gap, threat.norm)
             beaten = lead(target.logits(current, rows), y, target.num_classes) > 0

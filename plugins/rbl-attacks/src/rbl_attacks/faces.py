@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rbl_attacks.geometry import TINY, length, per_image
-from rbl_attacks.margins import lead, lead_of
+from rbl_attacks.margins import lead, leads_of
 from robustbench_lite import Target
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -23,11 +23,10 @@ def nearest_face(
     Returns the logits (n, C), the lead of that class (n,), and the gradient of that lead (n, ...). One forward and k backward
     passes. Lead and gradient are zero where no class has a finite gradient other than zero.
     """
+    measure = partial(leads_of, classes=target.num_classes)
     if aims.shape[1] > 1:
-        measure = partial(_leads, classes=target.num_classes)
         return target.least_loss_and_grad(points, measure, partial(distance, norm=norm), y, aims, index=rows)
-    measure = partial(lead_of, classes=target.num_classes)
-    logits, gap, normal = target.loss_and_grad(points, measure, y, aims[:, 0], index=rows)
+    logits, gap, normal = target.loss_and_grad(points, lambda *given: measure(*given).squeeze(1), y, aims, index=rows)
     unusable = ~(distance(gap, normal, norm) < math.inf)
     return logits, gap.masked_fill(unusable, 0), normal.masked_fill(per_image(unusable, normal), 0)
 
@@ -35,7 +34,7 @@ def nearest_face(
 def distance(gap: Tensor, normal: Tensor, norm: str) -> Tensor:
     """(n,) how far in ``norm`` the plane is on which a function with value gap (n,) and gradient (n, ...) is zero; or inf."""
     size = length(normal, DUAL[norm]).flatten()
-    return torch.where((size > 0) & size.isfinite(), gap.abs() / (size + TINY), math.inf)
+    return torch.where((size > 0) & (size < math.inf), gap.abs() / (size + TINY), math.inf)
 
 
 def bisect(target: Target, x: Tensor, y: Tensor, steps: int) -> None:
@@ -46,7 +45,3 @@ def bisect(target: Target, x: Tensor, y: Tensor, steps: int) -> None:
         middle = (near + far) / 2
         beaten = per_image(lead(target.logits(middle, rows), y[rows], target.num_classes) > 0, x)
         near, far = torch.where(beaten, near, middle), torch.where(beaten, middle, far)
-
-
-def _leads(logits: Tensor, y: Tensor, aims: Tensor, classes: int) -> Tensor:
-    return torch.stack([lead_of(logits, y, aim, classes) for aim in aims.unbind(1)], 1)

@@ -20,13 +20,13 @@ def lead(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     return wrong - _held(logits, y, classes)
 
 
-def lead_of(logits: Tensor, y: Tensor, other: Tensor, classes: int) -> Tensor:
-    """(n,) by how much the class ``other`` (n,) leads the label."""
-    return logits.gather(1, other[:, None])[:, 0] - _held(logits, y, classes)
+def leads_of(logits: Tensor, y: Tensor, others: Tensor, classes: int) -> Tensor:
+    """(n, k) by how much each of the classes ``others`` (n, k) leads the label."""
+    return logits.gather(1, others) - _held(logits, y, classes)[:, None]
 
 
 def _held(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    label = logits.gather(1, y[:, None])[:, 0]
+    label = logits.gather(1, y[:, None]).squeeze(1)
     return torch.maximum(label, logits[:, classes:].amax(1)) if logits.shape[1] > classes else label
 
 

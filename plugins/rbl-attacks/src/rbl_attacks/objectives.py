@@ -37,5 +37,5 @@ def as_judged(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     """
     if logits.shape[1] == classes:
         return logits
-    held = torch.maximum(logits.gather(1, y[:, None])[:, 0], logits[:, classes])
+    held = torch.maximum(logits.gather(1, y[:, None]).squeeze(1), logits[:, classes])
     return logits[:, :classes].scatter(1, y[:, None], held[:, None])

@@ -61,12 +61,14 @@ class Square:
         proposals: Proposals = kind(x, threat, rng, self.share, self.queries)
         best, best_loss = x.clone(), x.new_full((len(x),), -math.inf)
         left, current, loss, label = torch.arange(len(x), device=x.device), x.clone(), best_loss.clone(), y
+        finds = -1
         while True:
-            alive = continues(target, threat, left, 1)
-            if not bool(alive.all()):
-                best[left], best_loss[left] = current, loss
-                left, current, loss, label = left[alive], current[alive], loss[alive], label[alive]
-                proposals.keep(alive)
+            if target.finds != finds or target.budget is not None:
+                finds, alive = target.finds, continues(target, threat, left, 1)
+                if not bool(alive.all()):
+                    best[left], best_loss[left] = current, loss
+                    left, current, loss, label = left[alive], current[alive], loss[alive], label[alive]
+                    proposals.keep(alive)
             look = proposals.next(current) if len(left) else None
             if look is None:
                 best[left], best_loss[left] = current, loss
