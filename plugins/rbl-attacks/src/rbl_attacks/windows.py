@@ -153,8 +153,8 @@ class NewFaces(Faces):
         """(n, moves) bool: which moves change nothing, since the whole window is at these faces."""
         away = torch.stack([current != high, current != low], 2).float()
         there = max_pool2d(away.flatten(0, 2), self.size, stride=1).view(*away.shape[:3], -1) == 0  # (n, C, 2, places)
-        found = torch.ones_like(there[:, 0, 0, :, None])
-        for channel in there.transpose(2, 3).unbind(1):
+        found, *others = there.transpose(2, 3).unbind(1)
+        for channel in others:
             found = (found[..., None] & channel[:, :, None]).flatten(2)
         return found.flatten(1)
 
