@@ -108,8 +108,7 @@ class Faces(Proposals):
         return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2 : 2 + self.x.shape[1], None, None] < 0.5
 
     def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
-        rows, columns, falls = prepared
-        return torch.where(rows & columns, torch.where(falls, self.low, self.high), current)
+        return _turned(current, self.low, self.high, *prepared)
 
     def keep(self, alive: Tensor) -> None:
         super().keep(alive)
@@ -172,9 +171,7 @@ class NewFaces(Faces):
         asked = drawn.gather(1, at[:, None])
         self.known[rows, asked[:, 0]] = True
         self.new[rows] &= drawn != asked
-        inside_rows, inside_columns, falls = (part[at, rows] for part in self.block)
-        face = torch.where(falls, self.low[rows], self.high[rows])
-        return rows, torch.where(inside_rows & inside_columns, face, current[rows])
+        return rows, _turned(current[rows], self.low[rows], self.high[rows], *(part[at, rows] for part in self.block))
 
     def moved(self, rows: Tensor, current: Tensor) -> None:
         if self.known is not None:
@@ -255,6 +252,11 @@ def window_size(share: float, height: int, width: int) -> tuple[int, int]:
     if height <= width:
         return height, min(width, max(1, round(share * width)))
     return min(height, max(1, round(share * height))), width
+
+
+def _turned(current: Tensor, low: Tensor, high: Tensor, rows: Tensor, columns: Tensor, falls: Tensor) -> Tensor:
+    """``current`` with the window at these rows and columns on the lower face where it falls, on the upper one elsewhere."""
+    return torch.where(rows & columns, torch.where(falls, low, high), current)
 
 
 def _corner(draws: Tensor, size: int, side: int) -> Tensor:
