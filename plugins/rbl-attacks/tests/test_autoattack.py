@@ -199,11 +199,11 @@ def test_more_restarts_and_members_leave_no_more() -> None:
 
 def test_members_see_only_what_is_left() -> None:
     model, x, y = part("at")
-    target = run(attack(version="custom", attacks="['rbl/apgd-ce[steps=5]','rbl/square[queries=60]']"), model, x, y, HARD)
+    target = run(attack(version="custom", attacks="['rbl/apgd-ce[steps=5]','rbl/pgd[steps=59]']"), model, x, y, HARD)
     credit = target._ledger.member
     assert int((credit == 1).sum()) > 0
     assert target.queries[credit == 1].max() <= 6
-    assert (target.queries[credit == 0] > 6 + 20).all(), "of 60 that square may ask, some are known"
+    assert (target.queries[credit == 0] >= 6 + 60).all()
 
 
 def test_nothing_is_left_for_those_who_come_late() -> None:
