@@ -14,6 +14,7 @@ linear function, in float64 and O(d log d); see ``l1_box``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,13 +124,36 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
         return torch.where(_largest(_per_pixel(gain), eps, x), boxed, x)
     if threat.norm == "l2":
         delta = (x_adv - x).flatten(1)
-        scale = _l2_scale(delta, eps)
-        moved = torch.where(scale < 1, _towards(x.flatten(1), delta * scale), x_adv.flatten(1))
-        return moved.clamp_(0, 1).view_as(x)
-    wanted, low, high = _with_box(x_adv.double() - x.double(), x)
-    nearest = _l1_box(wanted, low, high, _column(eps, wanted), _slack(torch.float64))
-    kept = nearest == wanted.clamp(low, high)
-    return torch.where(kept, x_adv.flatten(1), _towards(x.flatten(1), nearest)).clamp_(0, 1).view_as(x)
+        length = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
+
+        def scaled(rows: Tensor | slice) -> Tensor:
+            scale = (eps / length[rows]).to(x.dtype)[:, None]
+            return _towards(x[rows].flatten(1), delta[rows] * scale).clamp_(0, 1).view_as(x[rows])
+
+        return _moved(length > eps * _slack(x.dtype), scaled, x_adv.clamp(0, 1))
+    boxed = x_adv.clamp(0, 1)
+    length = (boxed - x).abs_().flatten(1).sum(1, dtype=torch.float64)
+
+    def nearest(rows: Tensor | slice) -> Tensor:
+        clean = x[rows]
+        wanted, low, high = _with_box(x_adv[rows].double() - clean.double(), clean)
+        found = _l1_box(wanted, low, high, _column(eps, wanted), _slack(torch.float64))
+        return _towards(clean.flatten(1), found).clamp_(0, 1).view_as(clean)
+
+    return _moved(length > eps * _slack(x.dtype), nearest, boxed)
+
+
+def _moved(outside: Tensor, move: Callable[[Tensor | slice], Tensor], otherwise: Tensor) -> Tensor:
+    """``move(rows)`` for the rows that are ``outside``, (N,) bool, and ``otherwise`` (N, ...) for the others.
+
+    On a GPU all are moved: to ask which are outside is to wait.
+    """
+    if outside.is_cuda:
+        return torch.where(outside.view(-1, *(1,) * (otherwise.dim() - 1)), move(slice(None)), otherwise)
+    rows = outside.nonzero()[:, 0]
+    if not len(rows):
+        return otherwise
+    return move(slice(None)) if len(rows) == len(outside) else otherwise.index_copy_(0, rows, move(rows))
 
 
 def _l1_box(flat: Tensor, low: Tensor, high: Tensor, radius: Tensor, slack: float) -> Tensor:
