@@ -122,6 +122,36 @@ def test_what_is_drawn_ahead_of_large_images_is_no_more_than_a_few_of_them(kind:
     assert sum(kept.values()) < 7 * x.untyped_storage().nbytes(), "three of these are the images and the faces of their balls"
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mass_moves_between_windows_as_published(norm: str, channels: int) -> None:
+    """Against the formulas of the papers, one example and one channel at a time. Windows are large, so that many overlap."""
+    order, threat = (2 if norm == "l2" else 1), Threat(norm, 0.4)
+    x = torch.rand(40, channels, 5, 6, generator=torch.Generator().manual_seed(0))
+    proposals = proposals_of(Masses, x, threat, share=0.4)
+    current = list(points(proposals, x, 3))[-1]
+    gains, gives, hills = proposals.prepare(torch.rand(1, 40, 5 + channels, generator=torch.Generator().manual_seed(1)), (3, 3))
+    overlaps = 0
+    for row, found in enumerate(proposals.move(current, gains[0], gives[0], hills[0])):
+        delta = (current[row] - x[row]).double().flatten(1)
+        unspent = max(0.0, threat.eps**order - float(delta.abs().pow(order).sum()))
+        moved = delta.clone()
+        for channel, values in enumerate(moved):
+            gain, give = gains[0, row, channel], gives[0, row, channel]
+            either = sorted({*gain.tolist(), *give.tolist()})
+            overlaps += len(either) < 18
+            added = hills[0, row, channel] + delta[channel, gain] / (1e-12 + delta[channel, gain].norm(order))
+            held = float(delta[channel, either].norm(order))
+            mass = math.sqrt(unspent / channels + held**2) if norm == "l2" else (unspent / channels + held) * channels
+            values[give] = 0
+            values[gain] = mass * added / added.norm(order)
+        if norm == "l2":
+            moved *= threat.eps / moved.norm()
+        expected = threat.project(x[row, None], x[row, None] + moved.float().view(1, channels, 5, 6))
+        assert torch.allclose(found[None], expected, atol=2e-6)
+    assert overlaps > 10
+
+
 class Asked:
     """Remembers the points that each example was asked about, and the scores."""
 

@@ -87,7 +87,9 @@ class Proposals(ABC):
     def keep(self, alive: Tensor) -> None:
         """Forget all examples but these (bool mask)."""
         self.left, self.x = self.left[alive], self.x[alive]
-        self.block = tuple(part[:, alive] for part in self.block)
+        stay = alive.nonzero()[:, 0]
+        self.block = tuple(part[self.at :].index_select(1, stay) for part in self.block)
+        self.block_of, self.at = self.block_of[self.at :], 0
 
 
 class Faces(Proposals):
@@ -211,37 +213,41 @@ class Masses(Proposals):
         return min(max(rows, 3) | 1, height), min(max(columns, 3) | 1, width)
 
     def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Of the window that gains, its places in a flat image and its pattern; masks of the one that gives, and of both."""
-        (height, width), norm = self.x.shape[2:], self.threat.norm
-        sizes = list(zip((0, 1), (height, width), window, strict=True))
-        down, right = (
-            _corner(draws[..., i], size, side)[..., None] + torch.arange(side, device=draws.device) for i, size, side in sizes
-        )
-        gain_rows, gain_columns = (_inside(draws[..., i], size, side) for i, size, side in sizes)
-        give_rows, give_columns = (_inside(draws[..., 2 + i], size, side) for i, size, side in sizes)
-        gives = give_rows[..., None] & give_columns[:, :, None]
-        either = gives | (gain_rows[..., None] & gain_columns[:, :, None])
+        """Places in a flat image of the window that gains and of the one that gives, and the pattern that is added."""
+        norm = self.threat.norm
+        gains, gives = (self._places(draws[..., i], draws[..., i + 1], window) for i in (0, 2))
         plain, tilted = (p.to(self.x) for p in (pattern(*window, _power(norm)), pattern(*window[::-1], _power(norm)).T))
         hill = torch.where(draws[..., 4, None] < 0.5, tilted.flatten(), plain.flatten())
         signs = torch.where(draws[..., 5:] < 0.5, -1.0, 1.0)
-        places = (down[..., None] * width + right[:, :, None]).flatten(2)[:, :, None].expand(-1, -1, self.x.shape[1], -1)
-        masks = (mask.flatten(2)[:, :, None] for mask in (gives, either))
-        return places, signs[..., None] * hill[:, :, None], *masks
+        return gains, gives, signs[..., None] * hill[:, :, None]
+
+    def _places(self, down: Tensor, right: Tensor, window: tuple[int, int]) -> Tensor:
+        """(k, n, C, places) int64; down, right: (k, n) uniform in [0, 1)."""
+        channels, height, width = self.x.shape[1:]
+        inside = torch.arange(window[0])[:, None] * width + torch.arange(window[1])
+        corner = _corner(down, height, window[0]) * width + _corner(right, width, window[1])
+        return (corner[..., None] + inside.flatten().to(corner))[:, :, None].expand(-1, -1, channels, -1)
 
     def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
-        places, hills, gives, either = prepared
+        gains, gives, hills = prepared
         x, norm, eps, channels = self.x, self.threat.norm, self.threat.eps, self.x.shape[1]
         delta = (current - x).flatten(2)
-        old = delta.gather(2, places)
-        new = hills + old / (TINY + _per_channel(old, norm))
-        new /= TINY + _per_channel(new, norm)
-        held, spent = _per_channel(delta.where(either, 0), norm), length(delta, norm)
+        spent, old = length(delta, norm), delta.gather(2, gains)
+        size = _per_channel(old, norm)
+        new = torch.addcdiv(hills, old, size + TINY)
+        delta.scatter_(2, gains, 0)
+        given = _per_channel(delta.gather(2, gives), norm)  # where the windows overlap, it counts once
         if norm == "l2":
-            new *= ((eps**2 - spent.square()).clamp_min(0) / channels + held.square()).sqrt()
+            unspent = (eps**2 - spent.square_()).clamp_min_(0).div_(channels).sqrt_()
+            mass = torch.hypot(torch.hypot(size, given), unspent)
         else:
-            new *= ((eps - spent).clamp_min(0) / channels + held) * channels
-        delta = delta.masked_fill(gives, 0).scatter_(2, places, new)
-        return self.threat.project(x, x + (on_sphere(delta, "l2", eps) if norm == "l2" else delta).view_as(x))
+            mass = (eps - spent).clamp_min_(0) + (size + given) * channels
+        new *= mass / (_per_channel(new, norm) + TINY)
+        delta.scatter_(2, gives, 0).scatter_(2, gains, new)
+        if norm == "l2":
+            delta *= eps / length(delta, norm).clamp_min_(TINY)
+        point = delta.view_as(x).add_(x)
+        return self.threat.project(x, point.clamp_(0, 1) if norm == "l2" else point)  # clipped, few are outside the ball
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
