@@ -143,10 +143,10 @@ class Ledger:
             return
         # Most points of a search along the boundary are too far away: the rest is looked at for few, or for none.
         owner = at if rows is None else rows[at]
-        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner])
-        at, owner = at[near], owner[near]
-        if not len(at):
+        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner]).nonzero()[:, 0]
+        if not len(near):
             return
+        at, owner = at[near], owner[near]
         new = misclassified(scores[at], y[at], self.rejects)
         if not self.minimal:
             new &= ~self.broken[owner]

@@ -48,8 +48,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise ValueError(f"dlr needs at least 3 classes, not {logits.shape[1]}; use margin")
-    top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    return margin(logits, y) / (first - third + 1e-12)
 
 
 def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape[1] < 4:
         raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
-    top = logits.topk(4, dim=1).values
+    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
     lead = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
-    return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return lead / (first - (third + fourth) / 2 + 1e-12)
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
