@@ -127,8 +127,8 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
 
         def scaled(rows: Tensor | slice) -> Tensor:
-            scale = (eps / length[rows]).to(x.dtype)[:, None]
-            return _towards(x[rows].flatten(1), delta[rows] * scale).clamp_(0, 1).view_as(x[rows])
+            clean, scale = x[rows], (eps / length[rows]).to(x.dtype)[:, None]
+            return _towards(clean.flatten(1), delta[rows] * scale).clamp_(0, 1).view_as(clean)
 
         return _moved(length > eps * _slack(x.dtype), scaled, x_adv.clamp(0, 1))
     boxed = x_adv.clamp(0, 1)
