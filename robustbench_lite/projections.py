@@ -8,7 +8,7 @@ come back bit for bit. No value leaves the device, so nothing waits for a GPU.
 The shrinkage of l1 (Duchi et al., 2008) and its box-constrained form are solved by sorting the breakpoints of a piecewise
 linear function, in float64 and O(d log d); see ``l1_box``.
 
-``project`` works on images and serves ``Threat.project``.
+``project`` works on images and serves ``Threat.project``. Under l2 and l1 it asks which images are outside, and moves those.
 """
 
 from __future__ import annotations
@@ -124,17 +124,17 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
         return torch.where(_largest(_per_pixel(gain), eps, x), boxed, x)
     if threat.norm == "l2":
         delta = (x_adv - x).flatten(1)
-        length = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
+        scale = _l2_scale(delta, eps)
 
-        def scaled(rows: Tensor | slice) -> Tensor:
-            clean, scale = x[rows], (eps / length[rows]).to(x.dtype)[:, None]
-            return _towards(clean.flatten(1), delta[rows] * scale).clamp_(0, 1).view_as(clean)
+        def scaled(rows: Tensor) -> Tensor:
+            clean = x[rows]
+            return _towards(clean.flatten(1), delta[rows] * scale[rows]).clamp_(0, 1).view_as(clean)
 
-        return _moved(length > eps * _slack(x.dtype), scaled, x_adv.clamp(0, 1))
+        return _moved(scale[:, 0] < 1, scaled, x_adv.clamp(0, 1))
     boxed = x_adv.clamp(0, 1)
     length = (boxed - x).abs_().flatten(1).sum(1, dtype=torch.float64)
 
-    def nearest(rows: Tensor | slice) -> Tensor:
+    def nearest(rows: Tensor) -> Tensor:
         clean = x[rows]
         wanted, low, high = _with_box(x_adv[rows].double() - clean.double(), clean)
         found = _l1_box(wanted, low, high, _column(eps, wanted), _slack(torch.float64))
@@ -143,17 +143,10 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
     return _moved(length > eps * _slack(x.dtype), nearest, boxed)
 
 
-def _moved(outside: Tensor, move: Callable[[Tensor | slice], Tensor], otherwise: Tensor) -> Tensor:
-    """``move(rows)`` for the rows that are ``outside``, (N,) bool, and ``otherwise`` (N, ...) for the others.
-
-    On a GPU all are moved: to ask which are outside is to wait.
-    """
-    if outside.is_cuda:
-        return torch.where(outside.view(-1, *(1,) * (otherwise.dim() - 1)), move(slice(None)), otherwise)
+def _moved(outside: Tensor, move: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Points (N, ...) with ``move(rows)`` in place of the rows that are ``outside``, (N,) bool; of a search, most are not."""
     rows = outside.nonzero()[:, 0]
-    if not len(rows):
-        return otherwise
-    return move(slice(None)) if len(rows) == len(outside) else otherwise.index_copy_(0, rows, move(rows))
+    return points.index_copy_(0, rows, move(rows)) if len(rows) else points
 
 
 def _l1_box(flat: Tensor, low: Tensor, high: Tensor, radius: Tensor, slack: float) -> Tensor:

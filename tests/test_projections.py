@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from robustbench_lite import projections
+from robustbench_lite import Threat, projections
 from robustbench_lite.projections import Radius
 
 Array = np.ndarray
@@ -195,6 +195,20 @@ def test_each_example_may_have_its_own_radius(name: str) -> None:
         alone = function(delta[row : row + 1], *(e[row : row + 1] for e in extra), radius)
         assert torch.equal(together[row], alone[0])
     assert (together[0] == 0).all()
+
+
+@pytest.mark.parametrize("outside", [[], [3], [0, 2, 5], list(range(6))])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_only_images_outside_are_moved_and_each_as_if_it_were_alone(norm: str, outside: list[int]) -> None:
+    x, threat = torch.rand(6, 2, 4, 3, generator=torch.Generator().manual_seed(0)), Threat(norm, 0.5)
+    x_adv = (x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    x_adv[outside] = 1.5 - x[outside]
+    given, found = x_adv.clone(), threat.project(x, x_adv)
+    assert torch.equal(x_adv, given)
+    assert [row for row in range(6) if not torch.equal(found[row], x_adv[row])] == outside
+    assert threat.contains(x, found).all()
+    for row in range(6):
+        assert torch.equal(found[row], threat.project(x[row, None], x_adv[row, None])[0])
 
 
 @pytest.mark.parametrize("norm", sorted(BALLS))
