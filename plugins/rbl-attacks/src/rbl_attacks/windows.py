@@ -86,8 +86,8 @@ class Proposals(ABC):
 
     def keep(self, alive: Tensor) -> None:
         """Forget all examples but these (bool mask)."""
-        self.left, self.x = self.left[alive], self.x[alive]
         stay = alive.nonzero()[:, 0]
+        self.left, self.x = self.left[stay], self.x[stay]
         self.block = tuple(part[self.at :].index_select(1, stay) for part in self.block)
         self.block_of, self.at = self.block_of[self.at :], 0
 
@@ -238,16 +238,16 @@ class Masses(Proposals):
         delta.scatter_(2, gains, 0)
         given = _per_channel(delta.gather(2, gives), norm)  # where the windows overlap, it counts once
         if norm == "l2":
-            unspent = (eps**2 - spent.square_()).clamp_min_(0).div_(channels).sqrt_()
+            unspent = ((eps**2 - spent.square()).clamp_min(0) / channels).sqrt()
             mass = torch.hypot(torch.hypot(size, given), unspent)
         else:
-            mass = (eps - spent).clamp_min_(0) + (size + given) * channels
+            mass = (eps - spent).clamp_min(0) + (size + given) * channels
         new *= mass / (_per_channel(new, norm) + TINY)
         delta.scatter_(2, gives, 0).scatter_(2, gains, new)
-        if norm == "l2":
-            delta *= eps / length(delta, norm).clamp_min_(TINY)
-        point = delta.view_as(x).add_(x)
-        return self.threat.project(x, point.clamp_(0, 1) if norm == "l2" else point)  # clipped, few are outside the ball
+        if norm == "l1":
+            return self.threat.project(x, x + delta.view_as(x))
+        point = x + on_sphere(delta, norm, eps).view_as(x)
+        return self.threat.project(x, point.clamp_(0, 1))  # clipped, few are outside the ball
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
