@@ -79,8 +79,6 @@ class FastAdaptiveBoundary(ABC):
     def _step(self, x: Tensor, current: Tensor, normal: Tensor, gap: Tensor, norm: str) -> Tensor:
         """Beyond the planes on which functions with value ``gap`` and gradient ``normal`` at the current points are zero."""
         size = max(1, PORTION // x[0].numel())  # how many examples at a time, so that large images fit in memory
-        if len(x) <= size:
-            return self._step_of(x, current, normal, gap, norm)
         slices = [slice(first, first + size) for first in range(0, len(x), size)]
         return torch.cat([self._step_of(x[s], current[s], normal[s], gap[s], norm) for s in slices])
 

@@ -27,10 +27,8 @@ def nearest_face(
     if aims.shape[1] > 1:
         return target.least_loss_and_grad(points, measure, partial(distance, norm=norm), y, aims, index=rows)
     logits, gap, normal = target.loss_and_grad(points, lambda *given: measure(*given).squeeze(1), y, aims, index=rows)
-    usable = distance(gap, normal, norm) < math.inf
-    if not bool(usable.all()):
-        gap, normal = torch.where(usable, gap, 0), torch.where(per_image(usable, normal), normal, 0)
-    return logits, gap, normal
+    unusable = ~(distance(gap, normal, norm) < math.inf)
+    return logits, gap.masked_fill(unusable, 0), normal.masked_fill(per_image(unusable, normal), 0)
 
 
 def distance(gap: Tensor, normal: Tensor, norm: str) -> Tensor:

@@ -42,7 +42,7 @@ def _together(weight: Tensor, room: Tensor, wanted: Tensor, *, rate: Tensor) -> 
     """
     gain, push, most = weight * room, weight * rate, torch.finfo(room.dtype).max
     t = torch.zeros_like(wanted)
-    there, before = room <= 0, None
+    there, before = t * rate >= room, None
     while before is None or not torch.equal(there, before):
         held = there.to(room)
         left = wanted - (gain * held).sum(2, keepdim=True)
