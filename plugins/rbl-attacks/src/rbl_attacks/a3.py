@@ -19,7 +19,13 @@ from robustbench_lite import Randomness, Target, Threat
 
 # For each run: it takes the examples whose best lead is at most this share of the clean image's, and climbs for so many steps.
 # Further runs are like the last. The first does not explore, the next RANDOM do so in random directions, others in chosen ones.
-RUNS = ((1.0, 8), (1.0, 15), (1.0, 15), (0.7, 25), (0.6, 25), (0.5, 25), (0.4, 25), (0.3, 25), (0.2, 25), (0.2, 60))
+RUNS = (
+    ((1.0, 8), (1.0, 15), (1.0, 15))
+    + ((0.7, 32), (0.6, 37), (0.5, 37), (0.4, 42), (0.3, 47), (0.2, 52))
+    + 5 * ((0.1, 57),)
+    + 4 * ((0.065, 62),)
+    + ((0.03, 67),)
+)
 RANDOM = 2
 
 
@@ -30,19 +36,20 @@ class A3:
 
     restarts: runs at most. explore: steps of length eps by which a run, but the first, goes to its start: they climb a
     weighted sum of the logits. steps: by which a run then climbs the lead of the best wrong class, at most: the first run has
-    8, and others 15, 25 and 60; their length falls along a cosine from eps to eps / 1000 (eps / 10 in runs of up to 10 steps).
-    An example leaves when it is beaten, or when it has made too little progress: after the third run, when its best lead is
-    still more than 0.7 of the clean image's, ..., and after the eighth, 0.2.
+    8, the next two 15, and the others 32 to 67; their length falls along a cosine from eps to eps / 1000 (eps / 10 in runs of
+    up to 10 steps). An example leaves when it is beaten, or when it has made too little progress: after the third run, when
+    its best lead is still more than 0.7 of the clean image's, ..., after the eighth 0.2, and after the ninth 0.1.
 
     The original takes from the whole batch which directions led to success, and which share of the examples (0.7, ..., 0.03)
     is nearest to it and goes on; here an example's own runs decide: the weights of its best run give the signs, the classes
-    that have come nearest to the label are favoured in turn, and shares are of the clean image's lead. There are 19 runs
-    instead of 69, and no second schedule as the original's for where exploring alone beats 5 % of a batch.
+    that have come nearest to the label are favoured in turn, and the same shares are of the clean image's lead. The
+    original's last fifty runs are left out (``restarts=68`` has them), and so is its second schedule for where exploring
+    alone beats 5 % of a batch.
     """
 
-    restarts: Annotated[int, Field(ge=1)] = 19
+    restarts: Annotated[int, Field(ge=1)] = 18
     explore: Annotated[int, Field(ge=1)] = 7
-    steps: Annotated[int, Field(ge=1)] = 60
+    steps: Annotated[int, Field(ge=1)] = 67
 
     def passes(self, num_classes: int) -> int:
         """Forward and backward passes per example that is never beaten and stays near the boundary, so that it never leaves."""
