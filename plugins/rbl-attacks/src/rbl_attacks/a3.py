@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.best import Best
-from rbl_attacks.geometry import in_ball
+from rbl_attacks.geometry import in_ball, per_image
 from rbl_attacks.margins import lead, likely_classes
 from rbl_attacks.schedule import steepest
 from robustbench_lite import Randomness, Target, Threat
@@ -79,8 +79,9 @@ class A3:
             if run:
                 climb.explore(chase, self.explore)
             climb.ascend(steps)
-            better = best.keep(rows, climb.best.points, climb.best.loss)
-            weights[rows[better]] = chase[better]
+            rows = rows[climb.left]
+            better = best.keep(rows, climb.best, climb.best_lead)
+            weights[rows[better]] = chase[climb.left[better]]
             nearest[rows] = climb.nearest
         return target.best(best.points)
 
@@ -104,19 +105,20 @@ class A3:
 
 
 class _Climb:
-    """One run of n examples. Beaten examples leave: ``left`` are the rows that remain, ``current`` their points.
+    """One run of n examples, which the beaten leave. Of the k that are left: ``left`` (k,), their rows among the n.
 
-    best: the points where a wrong class leads most. nearest (n, C): the best lead of each class, which
-    begins with those that are known.
+    best (k, ...), best_lead (k,): the points where a wrong class leads most, and by how much. nearest (k, C): the best lead of
+    each class, which begins with those that are known.
     """
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness, nearest: Tensor) -> None:
         self.target, self.x, self.y, self.threat = target, x, y, threat
         self.left = torch.arange(len(x), device=x.device)
-        self.current = threat.project(x, x + in_ball(x, threat, rng.child("start")))
-        self.best = Best(self.current)
+        self.current = self.best = threat.project(x, x + in_ball(x, threat, rng.child("start")))
+        self.best_lead = x.new_full((len(x),), -math.inf)
         self.nearest = nearest
         self.lead = partial(lead, classes=target.num_classes)
+        self.finds = target.finds
 
     def explore(self, weights: Tensor, steps: int) -> None:
         """Climb the weighted logits, by steps as long as the radius."""
@@ -124,7 +126,7 @@ class _Climb:
             if not len(self.left):
                 return
             logits, _, gradient = self.target.loss_and_grad(self.current, _weighted, weights[self.left], index=self.left)
-            self._keep(logits, self.lead(logits, self.y[self.left]))
+            self._keep(logits, self.lead(logits, self.y))
             self._move(gradient, self.threat.eps)
 
     def ascend(self, steps: int) -> None:
@@ -133,25 +135,37 @@ class _Climb:
         for number in range(steps):
             if not len(self.left):
                 return
-            logits, value, gradient = self.target.loss_and_grad(self.current, self.lead, self.y[self.left], index=self.left)
+            logits, value, gradient = self.target.loss_and_grad(self.current, self.lead, self.y, index=self.left)
             self._keep(logits, value)
             fall = (1 + math.cos(math.pi * number / (steps + 1))) / 2
             self._move(gradient, self.threat.eps * (least + (1 - least) * fall))
         if len(self.left):
             logits = self.target.logits(self.current, self.left)
-            self._keep(logits, self.lead(logits, self.y[self.left]))
+            self._keep(logits, self.lead(logits, self.y))
+            self._leave()
 
     def _keep(self, logits: Tensor, value: Tensor) -> None:
-        self.best.keep(self.left, self.current, value)
-        self.nearest[self.left] = torch.maximum(self.nearest[self.left], _leads(logits, self.y[self.left]))
+        better = value > self.best_lead
+        self.best = torch.where(per_image(better, self.best), self.current, self.best)
+        self.best_lead = torch.where(better, value, self.best_lead)
+        self.nearest = torch.maximum(self.nearest, _leads(logits, self.y))
 
     def _move(self, gradient: Tensor, size: float) -> None:
         """A step of length ``size`` in the threat's norm, for those that are not beaten yet."""
-        alive = ~self.target.broken[self.left]
-        if not bool(alive.all()):
-            self.left, self.current, gradient = self.left[alive], self.current[alive], gradient[alive]
+        if (stays := self._leave()) is not None:
+            gradient = gradient[stays]
         step = size * steepest(gradient, self.current, self.threat.norm)
-        self.current = self.threat.project(self.x[self.left], self.current + step)
+        self.current = self.threat.project(self.x, self.current + step)
+
+    def _leave(self) -> Tensor | None:
+        """Let the beaten go. Returns the positions of those who stay, or None where all do."""
+        if self.target.finds == self.finds:
+            return None
+        self.finds = self.target.finds
+        stays = (~self.target.broken[self.left]).nonzero()[:, 0]
+        for name in ("left", "x", "y", "current", "best", "best_lead", "nearest"):
+            setattr(self, name, getattr(self, name)[stays])
+        return stays
 
 
 def _leads(logits: Tensor, y: Tensor) -> Tensor:
