@@ -9,9 +9,8 @@ import pytest
 from tests.support import rbl, rbl_json
 
 
-@pytest.mark.parametrize(
-    "defense", ["standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pgd-at", "trades"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("defense", ["standard", "pgd-at", "trades"])
 def test_training_again_gives_the_robust_accuracy_of_the_shipped_weights(defense: str, tmp_path: Path) -> None:
     mine = tmp_path / "mine.safetensors"
     home = {"RBL_HOME": str(tmp_path / "home"), "RBL_STORE": str(tmp_path / "store")}
