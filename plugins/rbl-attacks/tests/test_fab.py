@@ -112,12 +112,12 @@ def test_restarts_begin_halfway_to_what_is_known_or_to_the_radius(norm: str) -> 
     y = model(x).argmax(1)
     inside = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 1.0}[norm])
     target, rng = make_target(model, x, y, inside)
-    assert inside.size(x, _around(target, x, inside, rng)).numpy() == pytest.approx(0.5 * inside.eps, rel=1e-3)
+    assert inside.size(x, _around(target, x, inside, [rng])).numpy() == pytest.approx(0.5 * inside.eps, rel=1e-3)
     free = Threat(norm, math.inf)
     target, rng = make_target(model, x, y, free, goal="minimal-norm")
     known = free.size(x, FAB(steps=3)(target, x, y, free, rng))
     most = {"linf": 0.3, "l2": 1.0, "l1": 5.0}[norm]
-    start = _around(target, x, free, rng)
+    start = _around(target, x, free, [rng])
     reach = torch.where(target.broken, known, torch.inf).clamp_max(most)
     assert (free.size(x, start) <= 0.5 * reach * (1 + 1e-4)).all()  # less where the box is in the way
     assert (free.size(x, start) > 0.2 * reach).all()

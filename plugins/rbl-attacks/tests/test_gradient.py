@@ -200,8 +200,8 @@ def test_too_few_classes_for_the_ratio_are_noted_and_another_loss_is_climbed(
 def test_apgd_t_aims_at_each_likely_class_once_and_never_at_the_label(classes: int, asked: int, runs: int) -> None:
     model, x, y = random_classes(classes)
     target, _ = make_target(model, x, y, "linf:0.1")
-    goals = APGDT(targets=asked).goals(target, x, y)
-    aims = torch.stack([labels[-1] for _, labels in goals], 1)
+    _, goals = APGDT(targets=asked).goals(target, x, y)
+    aims = torch.stack([aim for _, aim in goals], 1)
     assert aims.shape == (len(x), runs)
     assert (aims != y[:, None]).all()
     assert (model(x).gather(1, aims).diff(dim=1) <= 0).all()

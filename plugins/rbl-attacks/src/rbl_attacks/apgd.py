@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.ascent import Climb
-from rbl_attacks.best import best_of
+from rbl_attacks.best import best_of, side_by_side
 from rbl_attacks.geometry import gaussian, random_on_sphere
 from rbl_attacks.margins import likely_classes
 from rbl_attacks.objectives import objective, targeted
 from rbl_attacks.schedule import Euclidean, Sparse
 from robustbench_lite import Randomness, Target, Threat
 
-# A loss, and what it takes besides the logits, each (N, ...).
-Goal = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
+# A loss, and for each run of a restart what it takes besides the logits, each (N, ...).
+Goals = tuple[Callable[..., Tensor], Sequence[tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +48,26 @@ class AutoPGD(ABC):
         return self.restarts * (2 * self.steps + 2)
 
     @abstractmethod
-    def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:
-        """What is climbed, one after the other in each restart."""
+    def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
+        """What is climbed in each restart."""
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        goals = self.goals(target, x, y)
+        loss, goals = self.goals(target, x, y)
 
-        def run(number: int, left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
-            loss, labels = goals[number % len(goals)]
-            chosen = rng.select(rows).child("restart", number)
-            climb = self._climb(left, x[rows], threat, loss, tuple(each[rows] for each in labels), chosen)
+        def attempt(runs: tuple[int, range], left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
+            restart, numbers = runs
+            every = rows.repeat(len(numbers))
+            wanted = zip(*(goals[number] for number in numbers), strict=True)
+            labels = tuple(torch.cat([each[rows] for each in of_each_run]) for of_each_run in wanted)
+            streams = [rng.select(rows).child("restart", restart * len(goals) + number) for number in numbers]
+            noise = torch.cat([_noise(x[rows], threat, stream) for stream in streams])
+            climb = self._climb(left if len(numbers) == 1 else target.select(every), x[every], threat, loss, labels, noise)
             if self.finish and threat.norm != "linf" and climb.best_gradient is not None:
                 climb.try_linear_optimum(climb.best_gradient)
             return climb.result()
 
-        return best_of(self.restarts * len(goals), run, target, x)
+        sequence = [(restart, numbers) for restart in range(self.restarts) for numbers in side_by_side(len(goals), x)]
+        return best_of(sequence, attempt, target, x)
 
     def _climb(
         self,
@@ -70,19 +76,18 @@ class AutoPGD(ABC):
         threat: Threat,
         loss: Callable[..., Tensor],
         labels: tuple[Tensor, ...],
-        rng: Randomness,
+        noise: Tensor,
     ) -> Climb:
-        """One run on n examples. Under l1: radii of 3, 2 and 1 eps with 30, 30 and 40 % of the steps, each from the best
-        point of the one before.
+        """A run on n examples, from x + ``noise``. Under l1: radii of 3, 2 and 1 eps with 30, 30 and 40 % of the steps, each
+        from the best point of the one before.
         """
         if threat.norm != "l1":
-            start = threat.project(x, x + random_on_sphere(x, threat.norm, threat.eps, rng))
-            climb = Climb(target, x, threat, loss, labels, start, directions=True)
+            climb = Climb(target, x, threat, loss, labels, threat.project(x, x + noise), directions=True)
             climb.run(self.steps, Euclidean(self.steps, threat.eps, norm=threat.norm, rho=self.rho))
             return climb
         third = min(math.ceil(0.3 * self.steps), (self.steps - 1) // 2) if self.larger_radii else 0
         stages = [(3, third), (2, third), (1, self.steps - 2 * third)] if third else [(1, self.steps)]
-        start = x + gaussian(x, rng)
+        start = x + noise
         for factor, steps in stages:
             ball = threat.at(factor * threat.eps)
             climb = Climb(target, x, ball, loss, labels, ball.project(x, start), directions=True)
@@ -103,8 +108,8 @@ class APGDCE(AutoPGD):
     first checkpoint, where the first step's loss is compared with that of the start.
     """
 
-    def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:
-        return [(objective("ce", target.num_classes), (y,))]
+    def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
+        return objective("ce", target.num_classes), [(y,)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +119,19 @@ class APGDDLR(AutoPGD):
     With two classes, where that ratio is not defined, on the margin.
     """
 
-    def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:
+    def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
         if target.num_classes < 3:
             target.note("the loss dlr needs at least 3 classes; the margin was climbed instead")
-        return [(objective("dlr" if target.num_classes >= 3 else "margin", target.num_classes), (y,))]
+        return objective("dlr" if target.num_classes >= 3 else "margin", target.num_classes), [(y,)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGDT(AutoPGD):
-    """Auto-PGD towards one class after the other, on the targeted difference of logits ratio; every misclassification counts.
+    """Auto-PGD towards one class at a time, on the targeted difference of logits ratio; every misclassification counts.
 
-    targets: how many classes, from the most likely wrong one of the clean image downwards; at most all wrong ones. One run of
-    ``steps`` steps for each, on what the earlier ones left; ``restarts`` repeats all of that. The other parameters are those of
+    targets: how many classes, from the most likely wrong one of the clean image downwards; at most all wrong ones. A run of
+    ``steps`` steps for the first, and for the others on what it left, side by side on small images; an example leaves when one
+    of its runs beats it. ``restarts`` repeats all of that. The other parameters are those of
     ``apgd-ce``. With three classes, where that ratio is not defined, on the targeted cross-entropy; with two, on the margin.
 
     The ranks are those at the clean image, which the reference computes anew for each class: the same, for one pass instead.
@@ -137,12 +143,16 @@ class APGDT(AutoPGD):
         """Forward and backward passes per example that is never beaten, and whose points never come to rest."""
         return super().passes(num_classes) * min(self.targets, num_classes - 1) + (num_classes > 2)
 
-    def goals(self, target: Target, x: Tensor, y: Tensor) -> Sequence[Goal]:
+    def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
         classes = target.num_classes
         if classes < 4:
             instead = "targeted cross-entropy" if classes == 3 else "margin"
             target.note(f"the targeted loss dlr needs at least 4 classes; the {instead} was climbed instead")
         if classes == 2:
-            return [(objective("margin", classes), (y,))]
+            return objective("margin", classes), [(y,)]
         ranked = likely_classes(target.logits(x), y, classes, self.targets)
-        return [(targeted(classes), (y, aim)) for aim in ranked.unbind(1)]
+        return targeted(classes), [(y, aim) for aim in ranked.unbind(1)]
+
+
+def _noise(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
+    return gaussian(x, rng) if threat.norm == "l1" else random_on_sphere(x, threat.norm, threat.eps, rng)

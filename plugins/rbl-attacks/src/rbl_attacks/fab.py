@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.best import side_by_side
 from rbl_attacks.faces import bisect, nearest_face
 from rbl_attacks.geometry import PORTION, length, per_image, random_on_sphere
 from rbl_attacks.hyperplane import to_hyperplane
@@ -44,14 +45,16 @@ class FastAdaptiveBoundary(ABC):
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         runs = list(self.aims(target, x, y))
         for restart in range(self.restarts):
-            for number, aims in enumerate(runs):
+            for numbers in side_by_side(len(runs), x):
                 rows = unfinished(target, threat).nonzero()[:, 0]
                 if not len(rows):
                     return target.best(x)
-                chosen, clean = target.select(rows), x[rows]
-                noise = rng.select(rows).child("restart", restart, number)
-                start = clean if restart == 0 else _around(chosen, clean, threat, noise)
-                self._search(chosen, clean, y[rows], aims[rows], threat, start)
+                every = rows.repeat(len(numbers))
+                chosen, clean = target.select(every), x[every]
+                aims = torch.cat([runs[number][rows] for number in numbers])
+                streams = [rng.select(rows).child("restart", restart, number) for number in numbers]
+                start = clean if restart == 0 else _around(chosen, clean, threat, streams)
+                self._search(chosen, clean, y[every], aims, threat, start)
         if math.isinf(threat.eps):
             bisect(target, x, y, self.refine)
         return target.best(x)
@@ -112,7 +115,8 @@ class FAB(FastAdaptiveBoundary):
 
 @dataclass(frozen=True, kw_only=True)
 class FABT(FastAdaptiveBoundary):
-    """Towards one class at a time: each of the ``targets`` wrong classes with the largest logits at the clean image.
+    """Towards one class at a time: each of the ``targets`` wrong classes with the largest logits at the clean image, the first
+    alone and the others side by side on small images.
 
     Other parameters as in FAB. Without a radius every class is tried and the smallest point kept; the reference stops at the
     first class that succeeds, which need not be the nearest.
@@ -129,9 +133,10 @@ class FABT(FastAdaptiveBoundary):
         yield from (aim[:, None] for aim in ranked.unbind(1))
 
 
-def _around(target: Target, x: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-    """A random point of the box near each clean image; see FAB."""
+def _around(target: Target, x: Tensor, threat: Threat, streams: list[Randomness]) -> Tensor:
+    """A random point of the box near each clean image, from one stream after the other; see FAB."""
     most = threat.eps if math.isfinite(threat.eps) else REACH[threat.norm]
     known = length(target.best(x) - x, threat.norm)
     reach = torch.where(per_image(target.broken, x), known, most).clamp_max(most)
-    return (x + 0.5 * reach * random_on_sphere(x, threat.norm, 1.0, rng)).clamp(0, 1)
+    noise = torch.cat([random_on_sphere(x, threat.norm, 1.0, stream) for stream in streams])
+    return (x + 0.5 * reach * noise).clamp(0, 1)

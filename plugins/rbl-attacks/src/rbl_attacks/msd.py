@@ -61,7 +61,7 @@ class MSD:
             self._run(climb, balls, chosen)
             return climb.result()
 
-        return best_of(self.restarts, run, target, x)
+        return best_of(range(self.restarts), run, target, x)
 
     def _run(self, climb: Climb, balls: tuple[Threat, ...], rng: Randomness) -> None:
         current = climb.best

@@ -63,7 +63,7 @@ class PGD:
                 climb.try_linear_optimum(climb.gradient)
             return climb.result()
 
-        return best_of(self.restarts, run, target, x)
+        return best_of(range(self.restarts), run, target, x)
 
     def _start(self, x: Tensor, threat: Threat, rng: Randomness, *, first: bool) -> Tensor:
         if self.loss == "kl":

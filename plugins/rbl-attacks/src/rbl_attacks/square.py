@@ -48,7 +48,7 @@ class Square:
         def run(number: int, left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
             return self._search(left, x[rows], y[rows], threat, rng.select(rows).child("restart", number))
 
-        return best_of(self.restarts, run, target, x)
+        return best_of(range(self.restarts), run, target, x)
 
     def share(self, query: int) -> float:
         """The share of the image that the window of this query covers."""
