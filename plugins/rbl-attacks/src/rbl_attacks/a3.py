@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rbl_attacks.ascent import Climb
 from rbl_attacks.best import Best
-from rbl_attacks.geometry import in_ball, per_image
+from rbl_attacks.geometry import in_ball
 from rbl_attacks.margins import lead, likely_classes
 from rbl_attacks.schedule import steepest
 from robustbench_lite import Randomness, Target, Threat
@@ -79,9 +80,9 @@ class A3:
             if run:
                 climb.explore(chase, self.explore)
             climb.ascend(steps)
-            rows = rows[climb.left]
-            better = best.keep(rows, climb.best, climb.best_lead)
-            weights[rows[better]] = chase[climb.left[better]]
+            rows = rows[climb.rows]
+            better = best.keep(rows, climb.best, climb.best_loss)
+            weights[rows[better]] = chase[climb.rows[better]]
             nearest[rows] = climb.nearest
         return target.best(best.points)
 
@@ -104,68 +105,56 @@ class A3:
         return weights.scatter(1, label, classes / 10 * of_label).scatter(1, favoured, classes / 10 * 0.8 * towards)
 
 
-class _Climb:
-    """One run of n examples, which the beaten leave. Of the k that are left: ``left`` (k,), their rows among the n.
+class _Climb(Climb):
+    """One run of n examples, which climbs the lead of the best wrong class from a random start.
 
-    best (k, ...), best_lead (k,): the points where a wrong class leads most, and by how much. nearest (k, C): the best lead of
-    each class, which begins with those that are known.
+    current (k, ...): the points of the k that are left. nearest (k, C): the best lead of each class, which begins with those
+    that are known.
     """
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness, nearest: Tensor) -> None:
-        self.target, self.x, self.y, self.threat = target, x, y, threat
-        self.left = torch.arange(len(x), device=x.device)
-        self.current = self.best = threat.project(x, x + in_ball(x, threat, rng.child("start")))
-        self.best_lead = x.new_full((len(x),), -math.inf)
+        self.current = threat.project(x, x + in_ball(x, threat, rng.child("start")))
         self.nearest = nearest
-        self.lead = partial(lead, classes=target.num_classes)
-        self.finds = target.finds
+        super().__init__(target, x, threat, partial(lead, classes=target.num_classes), (y,), self.current)
 
     def explore(self, weights: Tensor, steps: int) -> None:
         """Climb the weighted logits, by steps as long as the radius."""
         for _ in range(steps):
-            if not len(self.left):
+            if not len(self.rows):
                 return
-            logits, _, gradient = self.target.loss_and_grad(self.current, _weighted, weights[self.left], index=self.left)
-            self._keep(logits, self.lead(logits, self.y))
+            logits, _, gradient = self.target.loss_and_grad(self.current, _weighted, weights[self.rows], index=self.rows)
+            self._remember(logits, self.loss(logits, *self.labels))
             self._move(gradient, self.threat.eps)
 
     def ascend(self, steps: int) -> None:
         """Climb the lead, by steps that fall from the radius to a small part of it, and evaluate the last point."""
         least = 0.1 if steps <= 10 else 1e-3
         for number in range(steps):
-            if not len(self.left):
+            if not len(self.rows):
                 return
-            logits, value, gradient = self.target.loss_and_grad(self.current, self.lead, self.y, index=self.left)
-            self._keep(logits, value)
+            logits, value, gradient = self.target.loss_and_grad(self.current, self.loss, *self.labels, index=self.rows)
+            self._remember(logits, value)
             fall = (1 + math.cos(math.pi * number / (steps + 1))) / 2
             self._move(gradient, self.threat.eps * (least + (1 - least) * fall))
-        if len(self.left):
-            logits = self.target.logits(self.current, self.left)
-            self._keep(logits, self.lead(logits, self.y))
-            self._leave()
+        if len(self.rows):
+            logits = self.target.logits(self.current, self.rows)
+            self._remember(logits, self.loss(logits, *self.labels))
+            self.leave()
 
-    def _keep(self, logits: Tensor, value: Tensor) -> None:
-        better = value > self.best_lead
-        self.best = torch.where(per_image(better, self.best), self.current, self.best)
-        self.best_lead = torch.where(better, value, self.best_lead)
-        self.nearest = torch.maximum(self.nearest, _leads(logits, self.y))
+    def leave(self) -> Tensor | None:
+        if (stays := super().leave()) is not None:
+            self.current, self.nearest = self.current[stays], self.nearest[stays]
+        return stays
+
+    def _remember(self, logits: Tensor, value: Tensor) -> None:
+        self.keep(self.current, value)
+        self.nearest = torch.maximum(self.nearest, _leads(logits, *self.labels))
 
     def _move(self, gradient: Tensor, size: float) -> None:
         """A step of length ``size`` in the threat's norm, for those that are not beaten yet."""
-        if (stays := self._leave()) is not None:
+        if (stays := self.leave()) is not None:
             gradient = gradient[stays]
-        step = size * steepest(gradient, self.current, self.threat.norm)
-        self.current = self.threat.project(self.x, self.current + step)
-
-    def _leave(self) -> Tensor | None:
-        """Let the beaten go. Returns the positions of those who stay, or None where all do."""
-        if self.target.finds == self.finds:
-            return None
-        self.finds = self.target.finds
-        stays = (~self.target.broken[self.left]).nonzero()[:, 0]
-        for name in ("left", "x", "y", "current", "best", "best_lead", "nearest"):
-            setattr(self, name, getattr(self, name)[stays])
-        return stays
+        self.current = self.project(self.current + size * steepest(gradient, self.current, self.threat.norm))
 
 
 def _leads(logits: Tensor, y: Tensor) -> Tensor:
