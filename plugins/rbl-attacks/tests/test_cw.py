@@ -124,6 +124,7 @@ def test_runs_that_make_no_progress_end_early() -> None:
 PUBLISHED = [("std", 0.5257), ("at", 0.7100)]
 
 
+# The other one takes as long, and is compared on all digits below.
 @pytest.mark.parametrize(("name", "published"), PUBLISHED[1:])
 def test_on_forty_digits(name: str, published: float) -> None:
     """The published median of all lies within three standard errors, in ranks, of the median of the first forty."""
