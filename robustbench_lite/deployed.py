@@ -295,7 +295,10 @@ class Deployed:
                 self._keyed_alone[exact] = keyed.calls > 0 and generator_states(ids.device) == before
 
     def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
-        """The passes over some rows, as many side by side as fit into a micro-batch."""
+        """The passes over some rows, as many side by side as fit into a micro-batch; where nothing is drawn, one."""
+        if passes == 1 and not self.stochastic:  # what a search asks for thousands of times
+            yield _Block(rows.stop - rows.start, 1, ids, draw)
+            return
         together = self._together(rows, passes)
         for first in range(0, passes, together):
             yield _Block.of(ids[rows], draw[rows] + first, min(together, passes - first))

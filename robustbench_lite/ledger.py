@@ -137,35 +137,26 @@ class Ledger:
         found them.
         """
         y = self.labels(rows)
-        wrong = scores.argmax(1) != y  # in most calls of an attack none is, so that this is all they cost
-        at = wrong.nonzero()[:, 0]
+        at = (scores.argmax(1) != y).nonzero()[:, 0]  # in most calls of an attack there are none: this is all they cost
         if not len(at):
             return
-        # Most points of a search along the boundary are too far away: the rest is looked at for few, or for none.
-        owner = at if rows is None else rows[at]
-        near = self.threat.may_be_within(self.x[owner], x[at], self.size[owner]).nonzero()[:, 0]
-        if not len(near):
+        owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at)
+        size = self.threat.size(self.x.index_select(0, owner), points)
+        better = size < self.size[owner] if self.minimal else ~self.broken[owner]
+        kept = (better & (size <= self.threat.limit)).nonzero()[:, 0]
+        if not len(kept):
             return
-        at, owner = at[near], owner[near]
-        new = misclassified(scores[at], y[at], self.rejects)
-        if not self.minimal:
-            new &= ~self.broken[owner]
-        at, owner = at[new], owner[new]
-        if not len(at):
-            return
-        clean, points = self.x[owner], x[at].detach()
-        size = self.threat.size(clean, points)
-        better = (size <= self.threat.limit) & (size < self.size[owner])
-        owner, points, size = owner[better], points[better], size[better]
-        in_box = self.threat.in_box(points)
-        if not bool(in_box.all()):
-            owner, points, size = owner[in_box], points[in_box], size[in_box]
+        if len(kept) < len(at):
+            at, owner, points, size = (each.index_select(0, kept) for each in (at, owner, points, size))
+        sound = misclassified(scores.index_select(0, at), y.index_select(0, at), self.rejects) & self.threat.in_box(points)
+        if not bool(sound.all()):
+            owner, points, size = owner[sound], points[sound], size[sound]
         if confirmed is not None and len(owner):
             stays = confirmed(owner, points)
             owner, points, size = owner[stays], points[stays], size[stays]
         if not len(owner):
             return
-        if rows is not None:  # an example may stand in several rows: the smallest of its points, then the first
+        if rows is not None and len(owner) > 1:  # several rows of an example: its smallest point, then the first
             keep = self._first_of_each(owner, size)
             owner, points, size = owner[keep], points[keep], size[keep]
         self.best[owner] = points

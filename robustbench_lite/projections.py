@@ -124,19 +124,20 @@ def project(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
         return torch.where(_largest(_per_pixel(gain), eps, x), boxed, x)
     if threat.norm == "l2":
         delta = (x_adv - x).flatten(1)
-        scale = _l2_scale(delta, eps)
+        length = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
 
         def scaled(rows: Tensor) -> Tensor:
-            clean = x[rows]
-            return _towards(clean.flatten(1), delta[rows] * scale[rows]).clamp_(0, 1).view_as(clean)
+            clean = x.index_select(0, rows)
+            scale = (eps / length.index_select(0, rows)).to(x.dtype)[:, None]
+            return _towards(clean.flatten(1), delta.index_select(0, rows) * scale).clamp_(0, 1).view_as(clean)
 
-        return _moved(scale[:, 0] < 1, scaled, x_adv.clamp(0, 1))
+        return _moved(length > eps * _slack(x.dtype), scaled, x_adv.clamp(0, 1))
     boxed = x_adv.clamp(0, 1)
     length = (boxed - x).abs_().flatten(1).sum(1, dtype=torch.float64)
 
     def nearest(rows: Tensor) -> Tensor:
-        clean = x[rows]
-        wanted, low, high = _with_box(x_adv[rows].double() - clean.double(), clean)
+        clean = x.index_select(0, rows)
+        wanted, low, high = _with_box(x_adv.index_select(0, rows).double() - clean.double(), clean)
         found = _l1_box(wanted, low, high, _column(eps, wanted), _slack(torch.float64))
         return _towards(clean.flatten(1), found).clamp_(0, 1).view_as(clean)
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 2.0**-24  # the spacing of float32 just below 1: what rounding x + delta may add
-ROUGHLY = 1.001  # more than rounding in float32 can make of a length
-_VECTOR_NORMS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 PORTION = 1 << 22  # values of which copies in float64 are made at a time
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -125,18 +123,6 @@ class Threat:
         for part in self.parts[1:]:
             least = least.minimum(part._in_radii(delta))
         return least
-
-    def may_be_within(self, x: Tensor, x_adv: Tensor, sizes: Tensor) -> Tensor:
-        """(N,) bool: False where ``x_adv`` is certainly outside, or further from ``x`` than ``sizes`` (N,).
-
-        Cheaper than ``size``, for a search that passes many points outside; True says nothing.
-        """
-        import torch
-
-        if self.norm not in _VECTOR_NORMS:
-            return torch.ones_like(sizes, dtype=torch.bool)
-        rough: Tensor = torch.linalg.vector_norm((x_adv - x).flatten(1), _VECTOR_NORMS[self.norm], dim=1)
-        return rough <= sizes.clamp(max=self.limit) * ROUGHLY
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """(N,) bool: inside the ball or union, up to the tolerance. Never true of points that are not finite.

@@ -379,20 +379,3 @@ def test_large_batches_are_measured_and_projected_in_portions(threat: str, monke
     monkeypatch.setattr("robustbench_lite.threat.PORTION", 32)
     assert torch.equal(limits.size(x, x_adv), whole[0])
     assert torch.equal(limits.project(x, x_adv), whole[1])
-
-
-@pytest.mark.parametrize("text", [*THREATS, *NORMS[:4]])
-@given(seed=st.integers(0, 500), spread=st.sampled_from([1e-6, 1e-3, 0.03, 0.5]), known=st.floats(0.1, 2))
-def test_what_may_not_be_within_is_outside_or_further_than_known(text: str, seed: int, spread: float, known: float) -> None:
-    x, x_adv = images(seed, 8, (3, 4, 4), spread)
-    threat = Threat.parse(text)
-    size = threat.size(x, x_adv)
-    known_sizes = known * size.median().expand(8)
-    closer = threat.contains(x, x_adv) & (size < known_sizes)
-    assert threat.may_be_within(x, x_adv, known_sizes)[closer].all()
-    far = threat.size(x, x + 40) > 1.01 * threat.limit
-    assert not (threat.may_be_within(x, x + 40, size.new_full((8,), math.inf)) & far).any() or threat.norm not in (
-        "linf",
-        "l2",
-        "l1",
-    )
