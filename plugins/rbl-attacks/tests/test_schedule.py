@@ -68,7 +68,7 @@ def test_examples_do_not_disturb_each_other() -> None:
     rising = torch.tensor([1.0, 0.0, 1.0])
     for number in range(1, 3):
         schedule.observe(rising * number, rising * number, torch.zeros(3, 1), torch.zeros(3, 1))
-    schedule.keep(torch.tensor([True, True, False]))
+    schedule.keep(torch.tensor([0, 1]))
     assert schedule.size.tolist() == pytest.approx([2 * EPS, EPS])
 
 
@@ -120,7 +120,7 @@ def test_accumulated_steps_by_hand() -> None:
 def test_accumulated_steps_forget_who_left() -> None:
     schedule, points = Accumulated(0.1, "linf", decay=1.0), torch.full((2, 1, 1, 1), 0.5)
     schedule.move(torch.tensor([5.0, -5.0]).view(2, 1, 1, 1), points)
-    schedule.keep(torch.tensor([False, True]))
+    schedule.keep(torch.tensor([1]))
     assert schedule.move(torch.zeros(1, 1, 1, 1), points[1:]).item() == pytest.approx(-0.1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rbl_attacks.ascent import Climb
 from rbl_attacks.best import Best
-from rbl_attacks.geometry import in_ball
+from rbl_attacks.geometry import in_ball, select
 from rbl_attacks.margins import lead, likely_classes
 from rbl_attacks.schedule import steepest
 from robustbench_lite import Randomness, Target, Threat
@@ -143,7 +143,7 @@ class _Climb(Climb):
 
     def leave(self) -> Tensor | None:
         if (stays := super().leave()) is not None:
-            self.current, self.nearest = self.current[stays], self.nearest[stays]
+            self.current, self.nearest = select(stays, self.current, self.nearest)
         return stays
 
     def _remember(self, logits: Tensor, value: Tensor) -> None:
@@ -153,7 +153,7 @@ class _Climb(Climb):
     def _move(self, gradient: Tensor, size: float) -> None:
         """A step of length ``size`` in the threat's norm, for those that are not beaten yet."""
         if (stays := self.leave()) is not None:
-            gradient = gradient[stays]
+            gradient = gradient.index_select(0, stays)
         self.current = self.project(self.current + size * steepest(gradient, self.current, self.threat.norm))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero
+from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero, select
 from rbl_attacks.schedule import Schedule
 from robustbench_lite import Randomness, Target, Threat
 
@@ -63,7 +63,7 @@ class Climb:
                 if self.best_gradient is not None:
                     gradient = torch.where(mask, self.best_gradient, gradient)
             if (stays := self.leave()) is not None:
-                current, previous, loss, gradient = current[stays], previous[stays], loss[stays], gradient[stays]
+                current, previous, loss, gradient = select(stays, current, previous, loss, gradient)
                 schedule.keep(stays)
                 if not len(self.rows):
                     return current
@@ -106,11 +106,11 @@ class Climb:
         if not bool(beaten.any()):
             return None
         stays = (~beaten).nonzero()[:, 0]  # once: a mask is turned into positions by everything that it is used on
-        self.labels, self.corners = (tuple(each[stays] for each in group) for group in (self.labels, self.corners))
-        for name in ("rows", "x", "best", "best_loss", "gradient"):
-            setattr(self, name, getattr(self, name)[stays])
+        self.labels, self.corners = tuple(select(stays, *self.labels)), tuple(select(stays, *self.corners))
+        self.rows, self.x, self.gradient = select(stays, self.rows, self.x, self.gradient)
+        self.best, self.best_loss = select(stays, self.best, self.best_loss)
         if self.best_gradient is not None:
-            self.best_gradient = self.best_gradient[stays]
+            self.best_gradient = self.best_gradient.index_select(0, stays)
         return stays
 
     @property
@@ -130,8 +130,8 @@ class Climb:
             return self.ask(points)
         loss, gradient = loss.clone(), gradient.clone()
         if len(rows):
-            labels = (each[rows] for each in self.labels)
-            _, loss[rows], gradient[rows] = self.target.loss_and_grad(points[rows], self.loss, *labels, index=self.rows[rows])
+            moved, index, *labels = select(rows, points, self.rows, *self.labels)
+            _, loss[rows], gradient[rows] = self.target.loss_and_grad(moved, self.loss, *labels, index=index)
             self._follow(points, loss, gradient)
         return loss, gradient
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rbl_attacks.best import side_by_side
 from rbl_attacks.faces import bisect, nearest_face
-from rbl_attacks.geometry import PORTION, length, per_image, random_on_sphere
+from rbl_attacks.geometry import PORTION, length, per_image, random_on_sphere, select
 from rbl_attacks.hyperplane import to_hyperplane
 from rbl_attacks.margins import lead, likely_classes, unfinished, wrong_classes
 from robustbench_lite import Randomness, Target, Threat
@@ -69,9 +69,9 @@ class FastAdaptiveBoundary(ABC):
         for _ in range(self.steps):
             if target.finds != finds:
                 finds = target.finds
-                alive = unfinished(target, threat)[rows]
-                if not bool(alive.all()):
-                    rows, current, x, y, aims = (part[alive] for part in (rows, current, x, y, aims))
+                stays = unfinished(target, threat)[rows].nonzero()[:, 0]
+                if len(stays) < len(rows):
+                    rows, current, x, y, aims = select(stays, rows, current, x, y, aims)
                 if not len(rows):
                     return
             _, gap, normal = nearest_face(target, current, y, aims, threat.norm, rows)

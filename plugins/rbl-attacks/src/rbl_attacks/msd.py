@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rbl_attacks.ascent import Climb
 from rbl_attacks.best import best_of
-from rbl_attacks.geometry import in_ball, per_image
+from rbl_attacks.geometry import in_ball, per_image, select
 from rbl_attacks.objectives import Objective, objective
 from rbl_attacks.schedule import steepest
 from robustbench_lite import InvalidParameter, InvalidThreat, Randomness, Target, Threat
@@ -70,7 +70,7 @@ class MSD:
                 return
             _, gradient = climb.ask(current)
             if (stays := climb.leave()) is not None:
-                current, gradient = current[stays], gradient[stays]
+                current, gradient = select(stays, current, gradient)
                 if not len(climb.rows):
                     return
             gradient = climb.replace_zero(gradient, rng, number)
@@ -98,4 +98,4 @@ def _best(climb: Climb, candidates: list[Tensor]) -> Tensor:
         best, loss = torch.where(per_image(better, other), other, best), torch.where(better, its, loss)
     climb.keep(best, loss)
     stays = climb.leave()
-    return best if stays is None else best[stays]
+    return best if stays is None else best.index_select(0, stays)

@@ -98,7 +98,7 @@ class Accumulated(Fixed):
 
     def keep(self, rows: Tensor) -> None:
         if self.total is not None:
-            self.total = self.total[rows]
+            self.total = self.total.index_select(0, rows)
 
 
 class Euclidean:
@@ -147,7 +147,7 @@ class Euclidean:
 
     def keep(self, rows: Tensor) -> None:
         for name in ("size", "last_loss", "rises", "checkpoint_loss", "halved"):
-            setattr(self, name, getattr(self, name)[rows])
+            setattr(self, name, getattr(self, name).index_select(0, rows))
 
 
 class Sparse:
@@ -198,7 +198,7 @@ class Sparse:
 
     def keep(self, rows: Tensor) -> None:
         for name in ("changed", "share", "size"):
-            setattr(self, name, getattr(self, name)[rows])
+            setattr(self, name, getattr(self, name).index_select(0, rows))
 
 
 def _changed(delta: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rbl_attacks.best import best_of
 from rbl_attacks.decision import continues
+from rbl_attacks.geometry import select
 from rbl_attacks.margins import lead
 from rbl_attacks.windows import Faces, Masses, NewFaces, Proposals
 from robustbench_lite import Randomness, Target, Threat
@@ -64,17 +65,17 @@ class Square:
         finds = -1
         while True:
             if target.finds != finds or target.budget is not None:
-                finds, alive = target.finds, continues(target, threat, left, 1)
-                if not bool(alive.all()):
+                finds, stays = target.finds, continues(target, threat, left, 1).nonzero()[:, 0]
+                if len(stays) < len(left):
                     best[left], best_loss[left] = current, loss
-                    left, current, loss, label = left[alive], current[alive], loss[alive], label[alive]
-                    proposals.keep(alive)
+                    left, current, loss, label = select(stays, left, current, loss, label)
+                    proposals.keep(stays)
             look = proposals.next(current) if len(left) else None
             if look is None:
                 best[left], best_loss[left] = current, loss
                 return best, best_loss
             rows, point = look
-            asked, held = (left, label) if rows is None else (left[rows], label[rows])
+            asked, held = (left, label) if rows is None else select(rows, left, label)
             seen = lead(target.logits(point, asked), held, target.num_classes)
             better = (seen > (loss if rows is None else loss[rows])).nonzero()[:, 0]
             if len(better):

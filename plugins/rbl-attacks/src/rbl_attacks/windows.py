@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from rbl_attacks.geometry import PORTION, TINY, length, on_sphere
+from rbl_attacks.geometry import PORTION, TINY, length, on_sphere, per_image, select
 from robustbench_lite import Randomness, Threat
 
 
@@ -84,11 +84,10 @@ class Proposals(ABC):
         """Told of those examples, positions (m,), that went where they had looked; current: (n, C, H, W) of all."""
         return
 
-    def keep(self, alive: Tensor) -> None:
-        """Forget all examples but these (bool mask)."""
-        stay = alive.nonzero()[:, 0]
-        self.left, self.x = self.left[stay], self.x[stay]
-        self.block = tuple(part[self.at :].index_select(1, stay) for part in self.block)
+    def keep(self, rows: Tensor) -> None:
+        """Forget all examples but these, positions (k,)."""
+        self.left, self.x = select(rows, self.left, self.x)
+        self.block = tuple(part[self.at :].index_select(1, rows) for part in self.block)
         self.block_of, self.at = self.block_of[self.at :], 0
 
 
@@ -112,9 +111,9 @@ class Faces(Proposals):
     def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
         return _turned(current, self.low, self.high, *prepared)
 
-    def keep(self, alive: Tensor) -> None:
-        super().keep(alive)
-        self.low, self.high = self.low[alive], self.high[alive]
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.low, self.high = select(rows, self.low, self.high)
 
 
 class NewFaces(Faces):
@@ -162,18 +161,19 @@ class NewFaces(Faces):
     def spent(self) -> bool:
         if self.known is None:
             return super().spent()
-        self.has, self.first = self.new.max(1)
-        return not bool(self.has.any())
+        has, self.first = self.new.max(1)
+        self.asking = has.nonzero()[:, 0]
+        return not len(self.asking)
 
     def look(self, current: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.known is None:
             return super().look(current)
-        rows = self.has.nonzero()[:, 0]
-        at, drawn = self.first[rows], self.drawn[rows]
+        rows = self.asking
+        at, drawn, points, low, high = select(rows, self.first, self.drawn, current, self.low, self.high)
         asked = drawn.gather(1, at[:, None])
         self.known[rows, asked[:, 0]] = True
         self.new[rows] &= drawn != asked
-        return rows, _turned(current[rows], self.low[rows], self.high[rows], *(part[at, rows] for part in self.block))
+        return rows, _turned(points, low, high, *(part[at, rows] for part in self.block))
 
     def moved(self, rows: Tensor, current: Tensor) -> None:
         if self.known is not None:
@@ -182,14 +182,18 @@ class NewFaces(Faces):
             later = torch.arange(drawn.shape[1], device=rows.device) > self.first[rows][:, None]
             self.new[rows] = (later & ~known.gather(1, drawn)).byte()
 
-    def keep(self, alive: Tensor) -> None:
-        super().keep(alive)
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
         if self.known is not None:
-            self.known, self.drawn, self.new = self.known[alive], self.drawn[alive], self.new[alive]
+            self.known, self.drawn, self.new = select(rows, self.known, self.drawn, self.new)
 
 
 class Masses(Proposals):
     """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
+
+    def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
+        super().__init__(x, threat, rng, share, queries)
+        self.whole = x.new_tensor(threat.eps**2)
 
     def start(self) -> Tensor:
         """The image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
@@ -238,16 +242,17 @@ class Masses(Proposals):
         delta.scatter_(2, gains, 0)
         given = _per_channel(delta.gather(2, gives), norm)  # where the windows overlap, it counts once
         if norm == "l2":
-            unspent = ((eps**2 - spent.square()).clamp_min(0) / channels).sqrt()
-            mass = torch.hypot(torch.hypot(size, given), unspent)
+            unspent = torch.addcmul(self.whole, spent, spent, value=-1).clamp_min_(0)
+            mass = torch.addcmul(size.square(), given, given).add_(unspent, alpha=1 / channels).sqrt_()
         else:
             mass = (eps - spent).clamp_min(0) + (size + given) * channels
         new *= mass / (_per_channel(new, norm) + TINY)
         delta.scatter_(2, gives, 0).scatter_(2, gains, new)
         if norm == "l1":
             return self.threat.project(x, x + delta.view_as(x))
-        point = x + on_sphere(delta, norm, eps).view_as(x)
-        return self.threat.project(x, point.clamp_(0, 1))  # clipped, few are outside the ball
+        size = torch.linalg.vector_norm(delta, dim=(1, 2), dtype=torch.float64).clamp_min_(TINY)
+        point = torch.addcmul(x, delta.view_as(x), per_image((eps / size).to(x.dtype), x))
+        return torch.nextafter(point, x).clamp_(0, 1)  # rounding many values away from x would leave the ball
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
