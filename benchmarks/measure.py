@@ -196,14 +196,14 @@ def peer_attack(library: str, name: str, call: PeerCall, *, minimal: bool, norm:
     return ResolvedAttack(entry, Peer(call), f"{library} {name}")
 
 
-def interleaved(repeats: int, *sides: Callable[[], float]) -> list[float]:
-    """The least seconds of each side, run in turn ``repeats`` times, so that whatever slows the machine slows both."""
+def interleaved(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
+    """The seconds of each side, run in turn ``repeats`` times, so that whatever slows the machine slows both."""
     times: list[list[float]] = [[] for _ in sides]
     for number in range(repeats):
         order = list(enumerate(sides))
         for index, side in order if number % 2 == 0 else reversed(order):
             times[index].append(side())
-    return [min(seconds) for seconds in times]
+    return times
 
 
 def replay(model: nn.Module, x: Tensor, passes: tuple[Pass, ...]) -> float:

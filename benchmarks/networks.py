@@ -14,7 +14,7 @@ from robustbench_lite.threat import Threat
 from robustbench_lite.torchvision_compat import import_torchvision
 
 GOLDEN = Path(__file__).parents[1] / "plugins" / "rbl-attacks" / "tests"
-NAMES = ("std", "at", "cnn", "resnet18")
+NAMES = ("std", "at", "cnn", "allcnn", "resnet18")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
 
 def subject(name: str, n: int | None, device: str) -> Subject:
     """One of ``NAMES`` with its first n images (all of them for None)."""
-    made = {"std": _golden, "at": _golden, "cnn": _cnn, "resnet18": _resnet18}[name](name, n, device)
+    made = {"std": _golden, "at": _golden, "cnn": _trained, "allcnn": _trained, "resnet18": _resnet18}[name](name, n, device)
     x, y = made.x[:n].to(device), made.y[:n].to(device)
     return Subject(made.name, made.what, made.model.to(device).eval(), x, y, made.threats)
 
@@ -51,8 +51,39 @@ def _golden(name: str, n: int | None, device: str) -> Subject:
     return Subject(name, f"fixed network of {size:,} parameters on digits, {what}", model, x, y, radii)
 
 
-def _cnn(name: str, n: int | None, device: str) -> Subject:
-    """About 100,000 parameters, trained here for a few seconds: FGSM training with random starts at linf 0.15."""
+def _cnn() -> nn.Module:
+    """About 100,000 parameters, most of them in a dense layer: little work for so many."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 80),
+        nn.ReLU(),
+        nn.Linear(80, 10),
+    )
+
+
+def _allcnn() -> nn.Module:
+    """About as many, nearly all in convolutions (as in Springenberg et al., 2015, arXiv:1412.6806)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def _trained(name: str, n: int | None, device: str) -> Subject:
+    """Trained here for a few seconds: FGSM training with random starts at linf 0.15."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -62,16 +93,7 @@ def _cnn(name: str, n: int | None, device: str) -> Subject:
     test, train = order[:512], order[512:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(1024, 80),
-            nn.ReLU(),
-            nn.Linear(80, 10),
-        )
+        model = {"cnn": _cnn, "allcnn": _allcnn}[name]()
         _train(model, images[train], labels[train], eps=0.15, epochs=20)
     threats = {"linf": "linf:0.15", "l2": "l2:0.6", "l1": "l1:1.5"}
     size = sum(p.numel() for p in model.parameters())

@@ -106,7 +106,7 @@ def compare(
         for side, (attack, one) in enumerate(zip(attacks, outcomes, strict=True))
         if not isinstance(attack, str) and not isinstance(one, str)
     )
-    least = iter(interleaved(repeats, *timers) if repeats else [])
+    least = iter([min(seconds) for seconds in interleaved(repeats, *timers)] if repeats else [])
     seconds = [None if isinstance(one, str) else next(least, None) for one in outcomes]
     mine, other = outcomes
     findings = [] if isinstance(mine, str) or isinstance(other, str) else _findings(mine, other, row, len(some.x))

@@ -150,7 +150,7 @@ class Deployed:
         if self.stochastic or passes > 1 or not len(x):
             return average(self.stack(x, passes=passes, key=key, ids=ids, draw=draw))
         with torch.no_grad():  # what a search asks for thousands of times
-            return self._in_chunks(len(x), lambda rows: (self._pass(x[rows], key, ids, draw, self.module),), 1)[0]
+            return self._in_chunks(len(x), lambda rows: (self._pass(_part(x, rows), key, ids, draw, self.module),), 1)[0]
 
     def graph(self, x: Tensor, *, passes: int, key: str, ids: Tensor, draw: Tensor) -> Tensor:
         """(n, C) averaged scores with a graph back to ``x``."""
@@ -176,10 +176,10 @@ class Deployed:
             total_loss: Tensor | None = None
             total_grad: Tensor | None = None
             for some in self._blocks(rows, passes, ids, draw):
-                leaf = some.copies(x[rows].detach()).requires_grad_()
+                leaf = some.copies(_part(x, rows).detach()).requires_grad_()
                 with torch.enable_grad():
                     logits = self._differentiable_pass(leaf, key, some.ids, some.draw)
-                    values = loss(logits, *(some.copies(a[rows]) for a in aux))
+                    values = loss(logits, *(some.copies(_part(a, rows)) for a in aux))
                     grad = None
                     if values.requires_grad:
                         (grad,) = torch.autograd.grad(values, leaf, torch.ones_like(values), allow_unused=True)
@@ -331,6 +331,11 @@ class Deployed:
             if out_of_memory and torch.cuda.is_available():  # after the exception let go of the failed pass
                 torch.cuda.empty_cache()
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _part(values: Tensor, rows: slice) -> Tensor:
+    """``values[rows]``, which costs as much as other small operations where the rows are all of them."""
+    return values if rows.stop - rows.start == len(values) else values[rows]
 
 
 @dataclass(frozen=True)

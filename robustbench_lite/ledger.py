@@ -137,9 +137,10 @@ class Ledger:
         found them.
         """
         y = self.labels(rows)
-        at = (scores.argmax(1) != y).nonzero()[:, 0]  # in most calls of an attack there are none: this is all they cost
-        if not len(at):
+        answer = scores.argmax(1)
+        if torch.equal(answer, y):  # so it is in most calls of an attack: this is all they cost
             return
+        at = (answer != y).nonzero()[:, 0]
         owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at)
         size = self.threat.size(self.x.index_select(0, owner), points)
         better = size < self.size[owner] if self.minimal else ~self.broken[owner]

@@ -13,7 +13,7 @@ from golden_networks import network
 from linear_problem import distances, problem
 from torch import Tensor, nn
 
-from rbl_attacks.boundary import Boundary, Recent, propose
+from rbl_attacks.boundary import Boundary, NoiseAhead, Recent, propose
 from rbl_attacks.decision import DecisionAttack, random_images, to_boundary
 from rbl_attacks.geometry import length, per_image
 from rbl_attacks.hop_skip_jump import HopSkipJump, normal, step
@@ -143,6 +143,19 @@ def test_clipping_is_made_up_for() -> None:
     reached, final = length(aside - clean, "l2"), length(candidate - clean, "l2")
     assert ((candidate >= 0) & (candidate <= 1)).all()
     assert torch.allclose(final, torch.minimum(reached, 0.99 * distance), rtol=1e-4)
+
+
+@pytest.mark.parametrize("portion", [1, 100, 1 << 20])
+def test_noise_that_is_drawn_ahead_is_that_of_each_step(portion: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbl_attacks.boundary.PORTION", portion)
+    rng, rows, shape = Randomness("ahead", torch.arange(8)), torch.tensor([0, 2, 5, 7]), (1, 2, 3)
+    ahead = NoiseAhead(rng, rows, shape, range(1, 101))
+    for number in range(1, 101):
+        if number in (3, 70):
+            alive = torch.arange(len(rows)) != 1
+            rows = rows[alive]
+            ahead.keep(alive)
+        assert torch.equal(ahead.next(), rng.normal(rows, shape, draw=number))
 
 
 def test_the_last_proposals_are_counted() -> None:

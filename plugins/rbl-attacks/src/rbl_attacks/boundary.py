@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rbl_attacks.decision import DecisionAttack, adversarial, continues
-from rbl_attacks.geometry import TINY, length, per_image
+from rbl_attacks.geometry import PORTION, TINY, length, per_image
 from robustbench_lite import Randomness, Target, Threat
 
 EVERY = 10  # steps between two looks at how often proposals succeed
@@ -41,8 +42,9 @@ class Boundary(DecisionAttack):
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         start, found = self.starts(target, x, y, rng.child("start"))
-        rows, steps = found.nonzero()[:, 0], rng.child("step")
+        rows = found.nonzero()[:, 0]
         clean, label, point = x[rows], y[rows], start[rows]
+        noise = NoiseAhead(rng.child("step"), rows, x.shape[1:], range(1, self.steps + 1))
         spherical = x.new_full((len(rows),), self.spherical_step)
         source = x.new_full((len(rows),), self.source_step)
         on_sphere, whole = Recent(rows, 100), Recent(rows, 30)
@@ -54,11 +56,11 @@ class Boundary(DecisionAttack):
                     part[alive] for part in (rows, clean, label, point, spherical, source)
                 )
                 on_sphere, whole = on_sphere.select(alive), whole.select(alive)
+                noise.keep(alive)
             if not len(rows):
                 break
-            noise = steps.normal(rows, x.shape[1:], draw=number)
             distance = length(point - clean, "l2")
-            aside, candidate = propose(clean, point, distance, noise, per_image(spherical, x), per_image(source, x))
+            aside, candidate = propose(clean, point, distance, noise.next(), per_image(spherical, x), per_image(source, x))
             won = adversarial(target, candidate, label, rows)
             nearer = won & (length(candidate - clean, "l2") < distance).flatten()
             point = torch.where(per_image(nearer, x), candidate, point)
@@ -75,6 +77,33 @@ class Boundary(DecisionAttack):
         up, down = rate > most, rate < least
         recent.forget(up | down)
         return torch.where(up, self.adaptation, torch.where(down, 1 / self.adaptation, 1.0))
+
+
+class NoiseAhead:
+    """Normal numbers (n, *shape) of one draw after the other, made for many draws at once: for few, all is overhead.
+
+    rows: (n,) the examples of ``rng`` that they are for.
+    """
+
+    AHEAD = 64
+
+    def __init__(self, rng: Randomness, rows: Tensor, shape: Sequence[int], draws: range) -> None:
+        self.rng, self.rows, self.shape, self.draws = rng, rows, shape, draws
+        self.block: list[Tensor] = []
+
+    def next(self) -> Tensor:
+        """The next draw's."""
+        if not self.block:
+            count = min(self.AHEAD, max(1, PORTION // max(1, len(self.rows) * math.prod(self.shape))))
+            now, self.draws = self.draws[:count], self.draws[count:]
+            draw = torch.tensor(now, device=self.rows.device).repeat_interleave(len(self.rows))
+            made = self.rng.normal(self.rows.repeat(len(now)), self.shape, draw=draw)
+            self.block = list(made.view(len(now), len(self.rows), *self.shape).unbind())[::-1]
+        return self.block.pop()
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the examples, (n,) bool."""
+        self.rows, self.block = self.rows[alive], [noise[alive] for noise in self.block]
 
 
 class Recent:

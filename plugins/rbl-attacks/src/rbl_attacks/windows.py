@@ -169,10 +169,10 @@ class NewFaces(Faces):
         if self.known is None:
             return super().look(current)
         rows = self.asking
-        at, drawn, points, low, high = select(rows, self.first, self.drawn, current, self.low, self.high)
+        at, drawn, new, points, low, high = select(rows, self.first, self.drawn, self.new, current, self.low, self.high)
         asked = drawn.gather(1, at[:, None])
         self.known[rows, asked[:, 0]] = True
-        self.new[rows] &= drawn != asked
+        self.new.index_copy_(0, rows, new & (drawn != asked))
         return rows, _turned(points, low, high, *(part[at, rows] for part in self.block))
 
     def moved(self, rows: Tensor, current: Tensor) -> None:
