@@ -98,11 +98,11 @@ def _measured(attack: ResolvedAttack | str, made: Subject, threat: str, seconds:
         return replay(made.model, made.x, outcome.passes)
 
     pairs = min(max(int(seconds / (outcome.seconds + bare())), PAIRS[0]), PAIRS[1]) if seconds else 1
-    taken, least = interleaved(pairs, whole, bare)
-    ratios = [one / other for one, other in zip(taken, least, strict=True)]
+    taken, alone = interleaved(pairs, whole, bare)
+    ratios = [one / other for one, other in zip(taken, alone, strict=True)]
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     number = sum(1 + p.backwards for p in outcome.passes if p.rows)
-    times = f"{np.median(taken):.4f}", f"{np.median(least):.4f}"
+    times = f"{np.median(taken):.4f}", f"{np.median(alone):.4f}"
     return [str(number), *times, f"{middle:.3f}", f"{low:.2f} to {high:.2f}", str(pairs)]
 
 

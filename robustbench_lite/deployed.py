@@ -295,7 +295,10 @@ class Deployed:
                 self._keyed_alone[exact] = keyed.calls > 0 and generator_states(ids.device) == before
 
     def _blocks(self, rows: slice, passes: int, ids: Tensor, draw: Tensor) -> Iterator[_Block]:
-        """The passes over some rows, as many side by side as fit into a micro-batch; where nothing is drawn, one."""
+        """The passes over some rows, as many side by side as fit into a micro-batch.
+
+        A single pass that draws nothing gets ``ids`` and ``draw`` as they are: nobody looks at them.
+        """
         if passes == 1 and not self.stochastic:  # what a search asks for thousands of times
             yield _Block(rows.stop - rows.start, 1, ids, draw)
             return

@@ -297,6 +297,14 @@ def test_directions_of_tiny_and_impossible_gradients(norm: str) -> None:
     assert torch.equal(direction(gradient, norm)[3:], unit[3:])
 
 
+def test_only_directions_of_zero_are_replaced_however_short_others_are() -> None:
+    way = torch.full((3, 1, 2, 2), 1e-30)  # whose length is zero in float32
+    way[1] = 0
+    filled = random_where_zero(way, Randomness("seed", torch.arange(3)), 0)
+    assert torch.equal(filled[[0, 2]], way[[0, 2]])
+    assert length(filled[1:2], "l2").item() == pytest.approx(1, rel=1e-6)
+
+
 def test_random_directions_belong_to_their_example() -> None:
     way = torch.zeros(4, 1, 3, 3)
     way[1] = 1 / 3

@@ -112,6 +112,17 @@ def test_far_from_the_box_it_stays_on_the_sphere(norm: str) -> None:
             assert (point - x).abs().flatten().tolist() == pytest.approx([0.05] * point.numel(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("value", "eps"), [(0.75, 0.01), (0.6, 0.03), (0.9, 0.1)])
+def test_rounding_thousands_of_values_alike_does_not_leave_the_ball(value: float, eps: float) -> None:
+    x = torch.full((2, 3, 128, 128), value)
+    threat = Threat("l2", eps)
+    proposals = proposals_of(Masses, x, threat, share=0.0002)
+    proposals.next(x)
+    _, point = proposals.next(x + eps / math.sqrt(x[0].numel())) or (None, x)
+    assert not torch.equal(point, x)
+    assert threat.contains(x, point).all()
+
+
 @pytest.mark.parametrize(("kind", "norm"), [(NewFaces, "linf"), (Masses, "l2")])
 def test_what_is_drawn_ahead_of_large_images_is_no_more_than_a_few_of_them(kind: type[Proposals], norm: str) -> None:
     x = torch.rand(16, 1, 256, 256, generator=torch.Generator().manual_seed(0))

@@ -193,7 +193,7 @@ class Masses(Proposals):
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
-        self.whole = x.new_tensor(threat.eps**2)
+        self.squared_radius = x.new_tensor(threat.eps**2)
 
     def start(self) -> Tensor:
         """The image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
@@ -242,7 +242,7 @@ class Masses(Proposals):
         delta.scatter_(2, gains, 0)
         given = _per_channel(delta.gather(2, gives), norm)  # where the windows overlap, it counts once
         if norm == "l2":
-            unspent = torch.addcmul(self.whole, spent, spent, value=-1).clamp_min_(0)
+            unspent = torch.addcmul(self.squared_radius, spent, spent, value=-1).clamp_min_(0)
             mass = torch.addcmul(size.square(), given, given).add_(unspent, alpha=1 / channels).sqrt_()
         else:
             mass = (eps - spent).clamp_min(0) + (size + given) * channels
@@ -250,8 +250,8 @@ class Masses(Proposals):
         delta.scatter_(2, gives, 0).scatter_(2, gains, new)
         if norm == "l1":
             return self.threat.project(x, x + delta.view_as(x))
-        size = torch.linalg.vector_norm(delta, dim=(1, 2), dtype=torch.float64).clamp_min_(TINY)
-        point = torch.addcmul(x, delta.view_as(x), per_image((eps / size).to(x.dtype), x))
+        total = torch.linalg.vector_norm(delta, dim=(1, 2), dtype=torch.float64).clamp_min_(TINY)
+        point = torch.addcmul(x, delta.view_as(x), per_image((eps / total).to(x.dtype), x))
         return torch.nextafter(point, x).clamp_(0, 1)  # rounding many values away from x would leave the ball
 
 
