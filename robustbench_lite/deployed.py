@@ -6,7 +6,7 @@ The judge and the target both look at a defense through this class, so that an a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite.errors import PluginError
+from robustbench_lite.losses import Loss, with_slope
 from robustbench_lite.randomness import Randomness, generator_states, keyed_draws
 
-Loss = Callable[..., Tensor]
 Forward = Callable[[Tensor], Tensor]
 
 # One of several losses (n,) and its gradient (n, ...) -> (n,) by what it is chosen: the least, and never inf or NaN.
@@ -36,11 +36,10 @@ def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
     With ``rejects`` the last column means "refuse": a wrong class must lead that one too.
     """
     label = scores.gather(1, y[:, None])[:, 0]
-    others = scores.scatter(1, y[:, None], -math.inf)
+    low, high = scores.aminmax(dim=1)
     if rejects:
         label = torch.maximum(label, scores[:, -1])
-        others = others[:, :-1]
-    return (others.amax(1) > label) & scores.isfinite().all(1)
+    return (high > label) & (high < math.inf) & (low > -math.inf)
 
 
 def surely_misclassified(stacked: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
@@ -171,21 +170,23 @@ class Deployed:
         The gradient is zero where the defense gives none (its output does not depend on the input through autograd).
         """
 
+        def look(points: Tensor, given: Iterable[Tensor], ids: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            leaf = points.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self._differentiable_pass(leaf, key, ids, draw)
+                values, grad = _value_and_gradient(logits, leaf, loss, *given)
+            return logits.detach(), values, torch.zeros_like(leaf) if grad is None else grad
+
         def run(rows: slice) -> tuple[Tensor, ...]:
+            if passes == 1 and not self.stochastic:  # what a search asks for thousands of times
+                return look(_part(x, rows), (_part(a, rows) for a in aux), ids, draw)
             each: list[Tensor] = []
             total_loss: Tensor | None = None
             total_grad: Tensor | None = None
             for some in self._blocks(rows, passes, ids, draw):
-                leaf = some.copies(_part(x, rows).detach()).requires_grad_()
-                with torch.enable_grad():
-                    logits = self._differentiable_pass(leaf, key, some.ids, some.draw)
-                    values = loss(logits, *(some.copies(_part(a, rows)) for a in aux))
-                    grad = None
-                    if values.requires_grad:
-                        (grad,) = torch.autograd.grad(values, leaf, torch.ones_like(values), allow_unused=True)
-                each += some.split(logits.detach())
-                total_loss = some.added(total_loss, values.detach())
-                total_grad = some.added(total_grad, torch.zeros_like(leaf) if grad is None else grad)
+                found = look(some.copies(x[rows]), (some.copies(a[rows]) for a in aux), some.ids, some.draw)
+                each += some.split(found[0])
+                total_loss, total_grad = some.added(total_loss, found[1]), some.added(total_grad, found[2])
             if total_loss is None or total_grad is None:
                 raise ValueError("passes must be at least 1")
             if passes == 1:
@@ -401,6 +402,20 @@ class Ensemble(Deployed):
 
     def _mean(self, logits: Sequence[Tensor]) -> Tensor:
         return torch.stack([each[:, : self.num_classes] for each in logits]).mean(0)
+
+
+def _value_and_gradient(logits: Tensor, leaf: Tensor, loss: Loss, *aux: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A loss (n,) of logits that were made of ``leaf``, and its gradient there; None where autograd has none."""
+    both = with_slope(loss)
+    if both is None:
+        start, slope = loss(logits, *aux), None
+        values = start.detach()
+    else:
+        values, slope = both(logits.detach(), *aux)
+        start = logits
+    if not start.requires_grad:
+        return values, None
+    return values, torch.autograd.grad(start, leaf, torch.ones_like(start) if slope is None else slope, allow_unused=True)[0]
 
 
 def _gradients(columns: Tensor, leaf: Tensor) -> Iterator[Tensor]:

@@ -108,7 +108,7 @@ class Ledger:
     def labels(self, rows: Tensor | None) -> Tensor:
         """The labels of these examples, kept until other rows are asked for."""
         if not self._labels[0].is_still(rows):
-            self._labels = Remembered(rows), self.y if rows is None else self.y[rows]
+            self._labels = Remembered(rows), self.y if rows is None else self.y.index_select(0, rows)
         return self._labels[1]
 
     def admit(self, rows: Tensor | None, n: int) -> None:
@@ -157,7 +157,7 @@ class Ledger:
             owner, points, size = owner[stays], points[stays], size[stays]
         if not len(owner):
             return
-        if rows is not None and len(owner) > 1:  # several rows of an example: its smallest point, then the first
+        if rows is not None and not bool((owner[1:] > owner[:-1]).all()):  # several of one: its smallest, then the first
             keep = self._first_of_each(owner, size)
             owner, points, size = owner[keep], points[keep], size[keep]
         self.best[owner] = points

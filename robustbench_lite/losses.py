@@ -10,12 +10,20 @@ targeted_cross_entropy  z_t - logsumexp(z)
 targeted_dlr            -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)     Croce & Hein, 2020; C >= 4
 divergence              KL(softmax(r) || softmax(z)), r: the clean logits        Zhang et al., 2019
 ======================  =======================================================  ==========================
+
+Of those that searches climb step by step, ``with_slope`` knows the derivative as a formula: on logits of a small network
+autograd takes longer for it than the network's own layers do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Loss = Callable[..., Tensor]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -46,9 +54,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Raises ValueError with fewer than three classes, where the ratio is not defined.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(f"dlr needs at least 3 classes, not {logits.shape[1]}; use margin")
-    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    first, _, third = _three_largest(logits)[0].unbind(1)
     return margin(logits, y) / (first - third + 1e-12)
 
 
@@ -62,14 +68,68 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     Raises ValueError with fewer than four classes, where the ratio is not defined.
     """
-    if logits.shape[1] < 4:
-        raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
-    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
+    first, _, third, fourth = _four_largest(logits)[0].unbind(1)
     lead = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
     return lead / (first - (third + fourth) / 2 + 1e-12)
+
+
+def _three_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row and their classes, for ``dlr``."""
+    if logits.shape[1] < 3:
+        raise ValueError(f"dlr needs at least 3 classes, not {logits.shape[1]}; use margin")
+    values, classes = logits.topk(3, dim=1)
+    return values, classes
+
+
+def _four_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for ``targeted_dlr``."""
+    if logits.shape[1] < 4:
+        raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
+    values, classes = logits.topk(4, dim=1)
+    return values, classes
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the prediction from that at other logits (n, C); 0, and flat, where they are equal."""
     expected = reference.log_softmax(1)
     return (expected.exp() * (expected - logits.log_softmax(1))).sum(1)
+
+
+def with_slope(loss: Loss) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What returns one of these losses (n,) together with its derivative by the logits (n, C), both without a graph.
+
+    It takes what the loss takes. None for functions whose derivative is left to autograd.
+    """
+    return next((both for known, both in _WITH_SLOPE if known is loss), None)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivative is p_k, and p_y - 1 for the label, from the loss and not as a difference: see ``cross_entropy``."""
+    label = y[:, None]
+    rise = logits - logits.gather(1, label)
+    value = F.softplus(rise.scatter(1, label, -float("inf")).logsumexp(1, keepdim=True))
+    return value[:, 0], rise.sub_(value).exp_().scatter_(1, label, value.neg().expm1_())
+
+
+def _dlr(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    (first, _, third), (best, second, last) = (torch.split(part, 1, 1) for part in _three_largest(logits))
+    label = y[:, None]
+    other = torch.where(best == label, second, best)
+    room = (first - third).add_(1e-12)
+    value = (logits.gather(1, other) - logits.gather(1, label)) / room
+    slope = torch.zeros_like(logits).scatter_(1, last, value).scatter_(1, best, -value)
+    slope.scatter_(1, other, 1, reduce="add").scatter_(1, label, -1, reduce="add")
+    return value[:, 0], slope.div_(room)
+
+
+def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    largest, at = _four_largest(logits)
+    label, aim = y[:, None], target[:, None]
+    room = (largest[:, :1] - largest[:, 2:].mean(1, keepdim=True)).add_(1e-12)
+    value = (logits.gather(1, aim) - logits.gather(1, label)) / room
+    slope = torch.zeros_like(logits).scatter_(1, at[:, 2:], (value / 2).expand(-1, 2)).scatter_(1, at[:, :1], -value)
+    slope.scatter_(1, aim, 1, reduce="add").scatter_(1, label, -1, reduce="add")
+    return value[:, 0], slope.div_(room)
+
+
+_WITH_SLOPE = ((cross_entropy, _cross_entropy), (dlr, _dlr), (targeted_dlr, _targeted_dlr))

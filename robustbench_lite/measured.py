@@ -15,7 +15,8 @@ from robustbench_lite.randomness import Randomness, keyed_draws
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robustbench_lite.deployed import Deployed, Loss
+    from robustbench_lite.deployed import Deployed
+    from robustbench_lite.losses import Loss
 
 
 class MeasuredModel:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from robustbench_lite.deployed import Deployed, Ensemble, Loss, Rank, average, misclassified, surely_misclassified
+from robustbench_lite.deployed import Deployed, Ensemble, Rank, average, misclassified, surely_misclassified
 from robustbench_lite.errors import AccessError, PluginError
 from robustbench_lite.ledger import Ledger, Remembered, SurrogateLedger
+from robustbench_lite.losses import Loss
 
 if TYPE_CHECKING:
     from robustbench_lite.member import Member
@@ -150,6 +151,11 @@ class Target:
     def num_classes(self) -> int:
         """How many classes the defense tells apart."""
         return self._deployed.num_classes
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the defense may refuse: its logits have one more column."""
+        return self._deployed.rejects
 
     @property
     def stochastic(self) -> bool:

@@ -134,7 +134,8 @@ class Threat:
 
     def in_box(self, x_adv: Tensor) -> Tensor:
         """(N,) bool: every value finite and in [0, 1]."""
-        return ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+        flat = x_adv.flatten(1)
+        return (flat.amin(1) >= 0) & (flat.amax(1) <= 1)  # both NaN where any value is
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The nearest point of ball and box to each ``x_adv`` (N, ...), in Euclidean distance; points inside are kept as is.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,3 +113,61 @@ def test_the_divergence_is_flat_where_it_is_zero() -> None:
     assert value.tolist() == pytest.approx([0, 0], abs=1e-6)
     (grad,) = torch.autograd.grad(value.sum(), logits)
     assert grad.abs().max() < 1e-6
+
+
+KNOWN = {"cross_entropy": 2, "dlr": 3, "targeted_dlr": 4}  # losses whose derivative is written out, and the classes they need
+
+
+def known(name: str) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+    loss = getattr(losses, name)
+    both = losses.with_slope(loss)
+    assert both is not None
+    return loss, both
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@given(seed=st.integers(0, 10_000), more=st.integers(0, 16), scale=st.floats(0.1, 50))
+def test_a_derivative_written_out_is_autograds(name: str, seed: int, more: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    classes = KNOWN[name] + more
+    logits = (scale * torch.randn(8, classes, generator=generator, dtype=torch.float64)).requires_grad_()
+    y = torch.randint(0, classes, (8,), generator=generator)
+    given = (y, (y + torch.randint(1, classes, (8,), generator=generator)) % classes)[: 2 if name == "targeted_dlr" else 1]
+    loss, both = known(name)
+    value, slope = both(logits.detach(), *given)
+    expected = loss(logits, *given)
+    (exact,) = torch.autograd.grad(expected.sum(), logits)
+    assert torch.allclose(value, expected, rtol=1e-9, atol=0)
+    # torch takes softplus for the identity above 20. Where the ratio's denominator is small, its derivative is large, in terms
+    # that cancel.
+    assert torch.allclose(slope, exact, rtol=1e-8, atol=1e-12 * float(1 + exact.abs().max()))
+
+
+@pytest.mark.parametrize("lead", [-200.0, -30.0, 5.0, 30.0, 60.0, 85.0])
+def test_the_cross_entropy_written_out_keeps_its_digits_too(lead: float) -> None:
+    logits = torch.tensor([[lead + 20, 20.5, 20.0]])
+    y = torch.tensor([0])
+    wide = logits.double().requires_grad_()
+    (exact,) = torch.autograd.grad(losses.cross_entropy(wide, y).sum(), wide)
+    value, slope = known("cross_entropy")[1](logits, y)
+    assert torch.allclose(slope.double(), exact, rtol=1e-4, atol=0)
+    assert torch.allclose(value.double(), losses.cross_entropy(wide, y), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_derivative_written_out_says_so_of_logits_that_are_not_finite(name: str) -> None:
+    logits = torch.tensor([[0.5, float("nan"), 1.0, 2.0, 0.0]])
+    value, _ = known(name)[1](logits, torch.tensor([0]), *[torch.tensor([2])] * (name == "targeted_dlr"))
+    assert not value.isfinite().any()
+
+
+@pytest.mark.parametrize(("name", "classes"), [("dlr", 2), ("targeted_dlr", 3)])
+def test_too_few_classes_are_an_error_of_the_derivative_too(name: str, classes: int) -> None:
+    y = torch.tensor([0])
+    with pytest.raises(ValueError, match=f"needs at least {classes + 1} classes"):
+        known(name)[1](torch.zeros(1, classes), y, *[y] * (name == "targeted_dlr"))
+
+
+def test_other_functions_are_left_to_autograd() -> None:
+    assert losses.with_slope(losses.margin) is None
+    assert losses.with_slope(lambda logits, y: losses.dlr(logits, y)) is None

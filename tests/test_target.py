@@ -274,6 +274,46 @@ def test_a_wrong_number_of_logits_is_a_readable_error(images: Tensor) -> None:
         target.logits(images)
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.dlr])
+@pytest.mark.parametrize(
+    ("micro_batch", "stochastic", "eot", "differentiable"),
+    [(None, False, 1, True), (4, False, 1, True), (None, True, 1, True), (None, True, 3, True), (None, False, 1, False)],
+)
+def test_a_loss_whose_derivative_is_known_gives_the_gradient_of_one_whose_is_not(
+    loss: Callable[..., Tensor],
+    micro_batch: int | None,
+    stochastic: bool,
+    eot: int,
+    differentiable: bool,
+    small_cnn: nn.Module,
+    images: Tensor,
+) -> None:
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = small_cnn
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.base(x.mul(16).round().div(16))
+            return out
+
+        def surrogate(self, x: Tensor) -> Tensor:
+            out: Tensor = self.base(x)
+            return out
+
+    x = images[:10]
+    y = small_cnn(x).argmax(1)
+    model = Coarse() if not differentiable else CoinFlip(small_cnn, sigma=1.0) if stochastic else small_cnn
+    facts = {"micro_batch": micro_batch, "stochastic": stochastic, "eot": eot, "differentiable": differentiable}
+    found = make_target(model, x, y, "linf:0.1", **facts)[0].loss_and_grad(x, loss, y)  # type: ignore[arg-type]
+    plain = make_target(model, x, y, "linf:0.1", **facts)[0]  # type: ignore[arg-type]
+    expected = plain.loss_and_grad(x, lambda logits, y: loss(logits, y), y)
+    assert expected[2].abs().max() > 1e-3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert not one.requires_grad
+
+
 # ----------------------------------------------------------------------------------------------- stochastic defenses
 
 

@@ -10,11 +10,12 @@ from rbl_attacks.apgd import APGDCE
 from rbl_attacks.bim import BIM
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.nes import NES
+from rbl_attacks.objectives import as_judged, objective, targeted
 from rbl_attacks.pgd import PGD
 from rbl_attacks.rotation_translation import RotationTranslation
 from rbl_attacks.spsa import SPSA
 from rbl_attacks.square import Square
-from robustbench_lite import Threat
+from robustbench_lite import Threat, losses
 from robustbench_lite.testing import Linear, make_target
 
 LABEL = torch.zeros(5, dtype=torch.int64)
@@ -65,3 +66,23 @@ def test_a_shift_to_a_refusal_is_not_taken() -> None:
     x_adv = RotationTranslation(degrees=0, pixels=1, samples="grid")(target, x, LABEL, threat, rng)
     assert not target.broken.any()
     assert x_adv[:, 0, 1, 1].tolist() == pytest.approx([1.0] * 5)
+
+
+def test_losses_are_the_cores_own_unless_the_defense_may_refuse() -> None:
+    """The core knows the derivatives of its own losses. Where refusing raises the label, it is autograd that knows it."""
+    model = Linear(torch.eye(5), torch.zeros(5))
+    x = torch.rand(6, 1, 1, 5, generator=torch.Generator().manual_seed(0))
+    logits = x.flatten(1)
+    y = logits[:, :4].argmin(1)
+    aim = (y + 1) % 4
+    plain, _ = make_target(model, x, y, "linf:0.1")
+    refusing, _ = make_target(model, x, y, "linf:0.1", rejects=True)
+    assert (objective("ce", plain), objective("dlr", plain), targeted(plain)) == (
+        losses.cross_entropy,
+        losses.dlr,
+        losses.targeted_dlr,
+    )
+    raised = as_judged(logits, y, 4)
+    assert not torch.equal(raised, logits[:, :4])
+    assert torch.equal(objective("dlr", refusing)(logits, y), losses.dlr(raised, y))
+    assert torch.equal(targeted(refusing)(logits, y, aim), losses.targeted_dlr(raised, y, aim))

@@ -50,7 +50,7 @@ class ALMA:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         norm, keep, never = threat.norm, self.smoothing, self.steps + 1
-        opposite = objective("margin" if target.num_classes == 2 else "dlr", target.num_classes)
+        opposite = objective("margin" if target.num_classes == 2 else "dlr", target)
         current, square, push = x, torch.ones_like(x), torch.zeros_like(x)
         mu, rho = x.new_full((len(x),), self.multiplier), x.new_full((len(x),), self.penalty)
         rate, last, unit, found_at = torch.ones_like(mu), torch.ones_like(mu), torch.ones_like(mu), torch.full_like(y, never)

@@ -109,7 +109,7 @@ class APGDCE(AutoPGD):
     """
 
     def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
-        return objective("ce", target.num_classes), [(y,)]
+        return objective("ce", target), [(y,)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class APGDDLR(AutoPGD):
     def goals(self, target: Target, x: Tensor, y: Tensor) -> Goals:
         if target.num_classes < 3:
             target.note("the loss dlr needs at least 3 classes; the margin was climbed instead")
-        return objective("dlr" if target.num_classes >= 3 else "margin", target.num_classes), [(y,)]
+        return objective("dlr" if target.num_classes >= 3 else "margin", target), [(y,)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +149,9 @@ class APGDT(AutoPGD):
             instead = "targeted cross-entropy" if classes == 3 else "margin"
             target.note(f"the targeted loss dlr needs at least 4 classes; the {instead} was climbed instead")
         if classes == 2:
-            return objective("margin", classes), [(y,)]
+            return objective("margin", target), [(y,)]
         ranked = likely_classes(target.logits(x), y, classes, self.targets)
-        return targeted(classes), [(y, aim) for aim in ranked.unbind(1)]
+        return targeted(target), [(y, aim) for aim in ranked.unbind(1)]
 
 
 def _noise(x: Tensor, threat: Threat, rng: Randomness) -> Tensor:

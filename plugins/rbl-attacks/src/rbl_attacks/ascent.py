@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero, select
+from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero, select, zeros
 from rbl_attacks.schedule import Schedule
 from robustbench_lite import Randomness, Target, Threat
 
@@ -149,4 +149,6 @@ class Climb:
 
     def replace_zero(self, gradient: Tensor, rng: Randomness, number: int) -> Tensor:
         """Random directions for the examples whose gradient is exactly zero: a plateau is left in some direction or never."""
+        if zeros(gradient) is None:  # before the stream is made, which takes as long
+            return gradient
         return random_where_zero(gradient, rng.child("plateau", number), 0, self.rows)

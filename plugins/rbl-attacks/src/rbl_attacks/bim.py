@@ -36,7 +36,7 @@ class BIM:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         seen = target if self.stop_on_success else target.forgetful()
-        climb = Climb(seen, x, threat, objective("ce", target.num_classes), (y,), x)
+        climb = Climb(seen, x, threat, objective("ce", target), (y,), x)
         last = climb.run(self.steps, self._schedule(threat), look_at_last=self.stop_on_success)
         return target.best(climb.result()[0]) if self.stop_on_success else last.where(last.isfinite(), x)
 

@@ -39,7 +39,7 @@ class DDN:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         classes, noise = target.num_classes, rng.child("plateau")
-        loss = objective("ce", classes)
+        loss = objective("ce", target)
         current, farthest = x, length(torch.maximum(x, 1 - x), "l2").flatten()
         radius = torch.full_like(farthest, self.radius)
         for number in range(self.steps):

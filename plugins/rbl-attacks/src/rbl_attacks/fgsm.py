@@ -24,5 +24,5 @@ class FGSM:
         return 2
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
-        _, _, gradient = target.loss_and_grad(x, objective("ce", target.num_classes), y)
+        _, _, gradient = target.loss_and_grad(x, objective("ce", target), y)
         return linear_optimum(x, gradient, threat)

@@ -53,16 +53,22 @@ def direction(gradient: Tensor, norm: str = "l2") -> Tensor:
     return scaled if norm == "linf" else scaled / length(scaled, norm).clamp_min(1)
 
 
+def zeros(directions: Tensor) -> Tensor | None:
+    """Positions (k,) of those of the directions (n, ...) that are zero; None where none is."""
+    flat = directions.flatten(1)
+    if bool(torch.linalg.vector_norm(flat, dim=1).all()):  # a length may be 0 because its squares are too small
+        return None
+    zero = (flat.abs().amax(1) == 0).nonzero()[:, 0]
+    return zero if len(zero) else None
+
+
 def random_where_zero(directions: Tensor, rng: Randomness, draw: int, rows: Tensor | None = None) -> Tensor:
     """Random directions of Euclidean length 1 in place of those (n, ...) that are zero.
 
     rows (n,): which examples of ``rng`` they belong to; None for all in order.
     """
-    flat = directions.flatten(1)
-    if bool((torch.linalg.vector_norm(flat, dim=1) > 0).all()):  # a length may be 0 because its squares are too small
-        return directions
-    zero = (flat.abs().amax(1) == 0).nonzero()[:, 0]
-    if not len(zero):
+    zero = zeros(directions)
+    if zero is None:
         return directions
     noise = rng.normal(zero if rows is None else rows[zero], directions.shape[1:], draw=draw)
     return directions.index_copy(0, zero, on_sphere(noise, "l2", 1.0))

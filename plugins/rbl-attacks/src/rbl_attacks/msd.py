@@ -51,7 +51,7 @@ class MSD:
             raise InvalidThreat(f"msd takes no steps under {unknown[0]}: {threat}", hint="use balls in linf, l2 and l1")
         if self.values[0] > self.values[1]:
             raise InvalidParameter(f"values={list(self.values)} is no range", hint="write the smaller number first")
-        loss = objective(self.loss, target.num_classes)
+        loss = objective(self.loss, target)
 
         def run(number: int, left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
             chosen, clean = rng.select(rows).child("restart", number), x[rows]

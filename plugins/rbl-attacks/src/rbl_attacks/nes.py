@@ -51,7 +51,7 @@ class NES:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         limit = self.queries if target.budget is None else min(self.queries, target.budget)
-        pairs, loss_of = affordable_pairs(self.samples, limit), objective(self.loss, target.num_classes)
+        pairs, loss_of = affordable_pairs(self.samples, limit), objective(self.loss, target)
         current, best = x.clone(), Best(x)
         velocity, rate = torch.zeros_like(x), x.new_full((len(x),), self.lr)
         # The losses of the last estimates, the latest last; NaN where lr was changed since, or none was made.

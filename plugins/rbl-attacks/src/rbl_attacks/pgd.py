@@ -51,7 +51,7 @@ class PGD:
         if self.loss == "kl":
             loss, labels = _divergence, target.logits(x)[:, : target.num_classes]
         else:
-            loss, labels = objective(self.loss, target.num_classes), y
+            loss, labels = objective(self.loss, target), y
 
         def run(number: int, left: Target, rows: Tensor) -> tuple[Tensor, Tensor]:
             chosen = rng.select(rows).child("restart", number)
