@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # What is counted of each example: see the properties of these names.
 COUNTERS = ("queries", "forwards", "backwards", "draws", "confirmations")
 
+# Of how many rows that were asked for in sequence amounts are held before they are entered.
+PENDING = 64
+
 # Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
 Confirm = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,6 +34,15 @@ class Remembered:
     def is_still(self, rows: Tensor | None) -> bool:
         """Whether ``rows`` are these."""
         return rows is self._given and (rows is None or rows._version == self._version)
+
+
+class _Calls:
+    """Calls in sequence for the same rows, which is what most searches make. amounts: what they add to each counter."""
+
+    def __init__(self, rows: Tensor | None) -> None:
+        self.of = Remembered(rows)
+        self.amounts: dict[str, int] = {}
+        self.labels: Tensor | None = None
 
 
 class Ledger:
@@ -49,9 +61,7 @@ class Ledger:
         self.minimal, self.rejects, self.budget = minimal, rejects, budget
         self.surrogates: list[SurrogateLedger] = []
         self._counts = {name: torch.zeros(n, dtype=torch.int64, device=x.device) for name in COUNTERS}
-        self._pending: dict[str, int] = {}
-        self._pending_rows: Remembered = Remembered(None)
-        self._labels: tuple[Remembered, Tensor] = (Remembered(None), y)
+        self._pending = [_Calls(None)]
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
         self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
         self.best = x.clone()
@@ -88,12 +98,18 @@ class Ledger:
     def add(self, counter: str, rows: Tensor | None, amount: int) -> None:
         """Add ``amount`` to one of ``COUNTERS`` once for each occurrence of a row; None for all.
 
-        Calls in sequence for the same rows, which is what a search makes, are added up first and entered once.
+        It is entered when somebody asks, or when much has come together: entering takes as long as other small operations.
         """
-        if not self._pending_rows.is_still(rows):
-            self._enter()
-            self._pending_rows = Remembered(rows)
-        self._pending[counter] = self._pending.get(counter, 0) + amount
+        amounts = self._calls(rows).amounts
+        amounts[counter] = amounts.get(counter, 0) + amount
+
+    def _calls(self, rows: Tensor | None) -> _Calls:
+        """The last calls, if they were for these rows, otherwise new ones."""
+        if not self._pending[-1].of.is_still(rows):
+            if len(self._pending) >= PENDING:
+                self._enter()
+            self._pending.append(_Calls(rows))
+        return self._pending[-1]
 
     def _counted(self, counter: str) -> Tensor:
         self._enter()
@@ -101,15 +117,22 @@ class Ledger:
 
     def _enter(self) -> None:
         """Enter what was added up."""
-        for counter, amount in self._pending.items():
-            _add(self._counts[counter], self._pending_rows.rows, amount)
-        self._pending.clear()
+        for name, counter in self._counts.items():
+            some = [(calls.of.rows, calls.amounts[name]) for calls in self._pending if name in calls.amounts]
+            for amount in (amount for rows, amount in some if rows is None):
+                counter += amount
+            if of_rows := [(rows, amount) for rows, amount in some if rows is not None]:
+                amounts = torch.cat([torch.full_like(rows, amount) for rows, amount in of_rows])
+                counter.index_add_(0, torch.cat([rows for rows, _ in of_rows]), amounts)
+        del self._pending[:-1]
+        self._pending[-1].amounts.clear()
 
     def labels(self, rows: Tensor | None) -> Tensor:
         """The labels of these examples, kept until other rows are asked for."""
-        if not self._labels[0].is_still(rows):
-            self._labels = Remembered(rows), self.y if rows is None else self.y.index_select(0, rows)
-        return self._labels[1]
+        calls = self._calls(rows)
+        if calls.labels is None:
+            calls.labels = self.y if rows is None else self.y.index_select(0, rows)
+        return calls.labels
 
     def admit(self, rows: Tensor | None, n: int) -> None:
         """Take one query for each row, all or none; raises BudgetExceeded."""

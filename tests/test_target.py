@@ -62,6 +62,33 @@ def test_counts_are_exact_through_selections(calls: list[list[int]], chosen: lis
     assert part.forwards.tolist() == [expected[i] for i in chosen]
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_counts_are_exact_after_hundreds_of_calls_for_other_rows_each_time(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    target, _ = make_target(
+        Linear.binary((1, 2, 2)), torch.full((5, 1, 2, 2), 0.25), torch.zeros(5, dtype=torch.int64), "l2:0.1"
+    )
+    forwards, backwards = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    for number in range(300):
+        index = torch.randint(0, 5, (int(torch.randint(1, 8, (), generator=generator)),), generator=generator)
+        whole = number % 50 == 7
+        x = torch.full((5 if whole else len(index), 1, 2, 2), 0.25)
+        labels = torch.zeros(len(x), dtype=torch.int64)
+        seen = torch.ones_like(forwards) if whole else torch.bincount(index, minlength=5)
+        forwards += seen
+        if number % 3:
+            target.logits(x, None if whole else index)
+        else:
+            target.loss_and_grad(x, losses.margin, labels, index=None if whole else index)
+            backwards += seen
+        if number == 200:
+            assert torch.equal(target.forwards, forwards)
+    assert torch.equal(target.forwards, forwards)
+    assert torch.equal(target.backwards, backwards)
+    assert torch.equal(target.queries, forwards)
+
+
 def test_rows_that_cannot_be_attributed_go_to_a_visible_counter(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = labelled
     target, _ = make_target(model, x, y, "linf:0.1")

@@ -197,11 +197,12 @@ def is_in_order(part: Iterable[bytes], whole: Iterable[bytes]) -> bool:
     return all(each in rest for each in part)
 
 
+@pytest.mark.parametrize("ahead", [512, 30])
 @pytest.mark.parametrize("p_init", [0.8, 0.01])
 @pytest.mark.parametrize("most", [1 << 14, 60, 0])
 @pytest.mark.parametrize("shape", [(1, 6, 6), (2, 4, 5)])
 def test_what_is_known_is_not_asked_again_and_nothing_changes_by_that(
-    shape: tuple[int, ...], most: int, p_init: float, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], most: int, p_init: float, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against a search that asks about every point in turn. most: of 60, large windows have few enough moves to be remembered,
     and small ones have not. p_init: of 0.01, all windows are single pixels, so that every move leads to another point.
@@ -212,6 +213,7 @@ def test_what_is_known_is_not_asked_again_and_nothing_changes_by_that(
     last.data -= model(x).mean(0).detach()
     y, threat = model(x).argmax(1), Threat("linf", 0.1)
     monkeypatch.setattr(NewFaces, "MOST", most)
+    monkeypatch.setattr(NewFaces, "AHEAD", ahead)
     runs = []
     for kind in (Faces, NewFaces):
         monkeypatch.setattr(square, "NewFaces", kind)

@@ -21,9 +21,12 @@ class Proposals(ABC):
 
     What a query needs in random numbers is drawn, and turned into places, for many queries at once: for few numbers every
     operation is all overhead. Query 0 is the start.
+
+    AHEAD: for how many at most. NUMBERS: how many each takes, beside one for each channel.
     """
 
     AHEAD = 64
+    NUMBERS: int
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         self.x, self.threat, self.rng, self.share, self.queries = x, threat, rng, share, queries
@@ -36,7 +39,7 @@ class Proposals(ABC):
 
     @abstractmethod
     def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
-        """What ``move`` is given, of k queries, each (k, n, ...). draws: (k, n, 5 + C) uniform in [0, 1)."""
+        """What ``move`` is given, of k queries, each (k, n, ...). draws: as ``numbers`` returns them."""
 
     @abstractmethod
     def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
@@ -61,15 +64,19 @@ class Proposals(ABC):
         return window_size(self.share(query), *self.x.shape[2:])
 
     def draw(self, current: Tensor) -> None:
-        """Prepare the next queries, as many as have one window and fit in memory."""
-        first, n, count = self.block_of.stop, len(self.left), 5 + self.x.shape[1]
-        ahead = min(self.AHEAD, max(1, PORTION // self.x[:, 0].numel()), self.queries - first)
-        window = self.window(first)
-        same = itertools.takewhile(lambda query: self.window(query) == window, range(first, first + ahead))
+        """Prepare the next queries, as many as fit in memory."""
+        window = self.window(self.block_of.stop)
+        self.block = self.prepare(self.numbers(max(1, PORTION // self.x[:, 0].numel())), window)
+
+    def numbers(self, fit: int) -> Tensor:
+        """(k, n, NUMBERS + C) uniform in [0, 1), for the next queries: at most ``fit``, and as many as have one window."""
+        first, n, count = self.block_of.stop, len(self.left), self.NUMBERS + self.x.shape[1]
+        following = range(first, min(first + self.AHEAD, first + fit, self.queries))
+        same = itertools.takewhile(lambda query: self.window(query) == self.window(first), following)
         self.block_of, self.at = range(first, max(same) + 1), 0
         queries = torch.arange(first, self.block_of.stop, device=self.x.device)
         draws = self.rng.uniform(self.left.repeat(len(queries)), (count,), draw=queries.repeat_interleave(n))
-        self.block = self.prepare(draws.view(len(queries), n, count), window)
+        return draws.view(len(queries), n, count)
 
     def spent(self) -> bool:
         """Whether nothing is left of what was prepared."""
@@ -94,6 +101,8 @@ class Proposals(ABC):
 class Faces(Proposals):
     """Under linf: a window moves to one face of the ball in each channel."""
 
+    NUMBERS = 2
+
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
         self.low, self.high = threat.project(x, x - 2), threat.project(x, x + 2)
@@ -105,11 +114,13 @@ class Faces(Proposals):
 
     def prepare(self, draws: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
         height, width = self.x.shape[2:]
-        rows, columns = _inside(draws[..., 0], height, window[0]), _inside(draws[..., 1], width, window[1])
-        return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2 : 2 + self.x.shape[1], None, None] < 0.5
+        first, left = _corner(draws[..., 0], height, window[0]), _corner(draws[..., 1], width, window[1])
+        rows, columns = _taken(first, height, window[0]), _taken(left, width, window[1])
+        return rows[:, :, None, :, None], columns[:, :, None, None], draws[..., 2:, None, None] < 0.5
 
     def move(self, current: Tensor, *prepared: Tensor) -> Tensor:
-        return _turned(current, self.low, self.high, *prepared)
+        rows, columns, falls = prepared
+        return torch.where(rows & columns, torch.where(falls, self.low, self.high), current)
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
@@ -123,73 +134,112 @@ class NewFaces(Faces):
     A move is a place of the window and a face for each channel. On small images there are so few that most of what is drawn
     is known. So that a query still asks about many examples, each goes on to its own next new move among those prepared.
 
-    known: (n, moves) bool, the moves that bring nothing; None where there are too many for any to be drawn twice. drawn:
-    (n, k) the moves prepared. new: (n, k) uint8, whose maximum torch finds, which of them are still to be asked about.
+    windows: (places, H, W) bool, all places of the window; None where there are too many moves for any to be drawn twice: then
+    all examples take the same query. falls: (2^C, C, 1, 1) bool, the faces. drawn: (n, k) the moves prepared. earlier: (n, k)
+    where the same one stands before, -1 for nowhere. waiting: (n, k) their positions, and k for those that nobody need ask
+    about any more. position: (n,) of the last that was asked about. since: (n,) of the last that was made, -1 for none. asked:
+    (n, moves) uint8, which were asked about before these, since the example last moved.
     """
 
-    MOST = 1 << 14
+    MOST = 1 << 14  # moves
+    TABLE = 1 << 24  # values of windows
+    AHEAD = 512  # the more, the fewer examples wait for others at their end
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
-        self.known: Tensor | None = None
-        self.size = (0, 0)  # of the window
+        self.windows: Tensor | None = None
+        self.size = (0, 0)  # of these windows
+        self.places, self.since = torch.zeros(0, dtype=torch.int16), torch.zeros(0, dtype=torch.int16)
+        self.drawn = torch.zeros((0, 0), dtype=torch.int64)
 
     def draw(self, current: Tensor) -> None:
-        super().draw(current)
-        size, (height, width) = self.window(self.block_of.start), self.x.shape[2:]
-        if size != self.size:
-            self.size = size
-            moves = (height - size[0] + 1) * (width - size[1] + 1) * 2 ** self.x.shape[1]
-            self.known = self.idle(current, self.low, self.high) if moves <= self.MOST else None
-        if self.known is not None:
-            rows, columns, falls = (part.flatten(2).byte() for part in self.block)
-            move = rows.argmax(2) * (width - size[1] + 1) + columns.argmax(2)
-            for each in falls.unbind(2):
-                move = 2 * move + each
-            self.drawn = move.T.contiguous()
-            self.new = (~self.known.gather(1, self.drawn)).byte()
+        size, (n, channels, *sides) = self.window(self.block_of.stop), current.shape
+        places = math.prod(side - taken + 1 for side, taken in zip(sides, size, strict=True))
+        moves = places << channels
+        if moves > self.MOST or places * math.prod(sides) > self.TABLE:
+            self.windows = None
+            super().draw(current)
+            return
+        if self.windows is None or size != self.size:
+            self.windows, self.size = _windows(size, *sides).to(current.device), size
+            channel, face = (torch.arange(count, device=current.device) for count in (channels, 1 << channels))
+            self.falls = ((face[:, None] >> channel.flip(0)) & 1 == 1)[:, :, None, None]
+            self.asked = torch.zeros((n, moves), dtype=torch.uint8, device=current.device)
+        else:  # everybody has asked about all that followed the last move that was made
+            self.asked *= self.since[:, None] < 0
+            self.asked.scatter_reduce_(1, self.drawn, (self.places > self.since[:, None]).byte(), "amax")
+        self.drawn = self.moves(self.numbers(min(self.AHEAD, max(1, PORTION // n))))
+        self.earlier = _earlier(self.drawn)
+        self.places = torch.arange(self.drawn.shape[1], dtype=torch.int16, device=current.device)
+        self.since = self.places.new_full((n,), -1)
+        known = self.idle(current, self.low, self.high) | (self.asked > 0)
+        self.waiting = self.wait((self.earlier < 0) & ~known.gather(1, self.drawn))
+
+    def moves(self, draws: Tensor) -> Tensor:
+        """(n, k) of the numbers (k, n, 2 + C)."""
+        height, width = self.x.shape[2:]
+        move = _corner(draws[..., 0], height, self.size[0]) * (width - self.size[1] + 1)
+        move += _corner(draws[..., 1], width, self.size[1])
+        for falls in (draws[..., 2:] < 0.5).unbind(2):
+            move = 2 * move + falls
+        return move.T.contiguous()
+
+    def wait(self, new: Tensor) -> Tensor:
+        """What ``waiting`` is where these (n, k) are to be asked about."""
+        return torch.where(new, self.places, len(self.places))
 
     def idle(self, current: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """(n, moves) bool: which moves change nothing, since the whole window is at these faces."""
-        away = torch.stack([current != high, current != low], 2).float()
-        there = max_pool2d(away.flatten(0, 2), self.size, stride=1).view(*away.shape[:3], -1) == 0  # (n, C, 2, places)
+        away = torch.stack([high - current, current - low], 2)
+        if self.size != (1, 1):
+            away = max_pool2d(away.flatten(0, 2), self.size, stride=1)
+        there = away.view(*current.shape[:2], 2, -1) == 0  # (n, C, 2, places)
         found, *others = there.transpose(2, 3).unbind(1)
         for channel in others:
             found = (found[..., None] & channel[:, :, None]).flatten(2)
         return found.flatten(1)
 
     def spent(self) -> bool:
-        if self.known is None:
+        if self.windows is None:
             return super().spent()
-        has, self.first = self.new.max(1)
-        self.asking = has.nonzero()[:, 0]
+        self.position = self.waiting.amin(1)
+        self.asking = (self.position < len(self.places)).nonzero()[:, 0]
         return not len(self.asking)
 
     def look(self, current: Tensor) -> tuple[Tensor | None, Tensor]:
-        if self.known is None:
+        if self.windows is None:
             return super().look(current)
-        rows = self.asking
-        at, drawn, new, points, low, high = select(rows, self.first, self.drawn, self.new, current, self.low, self.high)
-        asked = drawn.gather(1, at[:, None])
-        self.known[rows, asked[:, 0]] = True
-        self.new.index_copy_(0, rows, new & (drawn != asked))
-        return rows, _turned(points, low, high, *(part[at, rows] for part in self.block))
+        rows, low, high, everybody = self.asking, self.low, self.high, len(self.asking) == len(self.left)
+        at = self.position.index_select(0, rows).long()
+        move = self.drawn[rows, at]
+        self.waiting[rows, at] = len(self.places)
+        if not everybody:
+            current, low, high = select(rows, current, low, high)
+        channels = current.shape[1]
+        inside = self.windows.index_select(0, move >> channels)[:, None]
+        falls = self.falls.index_select(0, move & ((1 << channels) - 1))
+        return None if everybody else rows, torch.where(inside, torch.where(falls, low, high), current)
 
     def moved(self, rows: Tensor, current: Tensor) -> None:
-        if self.known is not None:
-            self.known[rows] = known = self.idle(current[rows], self.low[rows], self.high[rows])
-            drawn = self.drawn[rows]
-            later = torch.arange(drawn.shape[1], device=rows.device) > self.first[rows][:, None]
-            self.new[rows] = (later & ~known.gather(1, drawn)).byte()
+        if self.windows is None:
+            return
+        drawn, earlier, at, *images = select(rows, self.drawn, self.earlier, self.position, current, self.low, self.high)
+        since = at[:, None]
+        new = (self.places > since) & (earlier <= since) & ~self.idle(*images).gather(1, drawn)
+        self.waiting.index_copy_(0, rows, self.wait(new))
+        self.since.index_copy_(0, rows, at)
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
-        if self.known is not None:
-            self.known, self.drawn, self.new = select(rows, self.known, self.drawn, self.new)
+        if self.windows is not None:
+            self.drawn, self.earlier, self.waiting = select(rows, self.drawn, self.earlier, self.waiting)
+            self.since, self.asked = select(rows, self.since, self.asked)
 
 
 class Masses(Proposals):
     """Under l2 and l1: one window gives up its perturbation, and another gets it, and what the radius still allows."""
+
+    NUMBERS = 5
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
@@ -265,9 +315,17 @@ def window_size(share: float, height: int, width: int) -> tuple[int, int]:
     return min(height, max(1, round(share * height))), width
 
 
-def _turned(current: Tensor, low: Tensor, high: Tensor, rows: Tensor, columns: Tensor, falls: Tensor) -> Tensor:
-    """``current`` with the window at these rows and columns on the lower face where it falls, on the upper one elsewhere."""
-    return torch.where(rows & columns, torch.where(falls, low, high), current)
+def _windows(size: tuple[int, int], height: int, width: int) -> Tensor:
+    """(places, height, width) bool: a window of this size at all places, row by row."""
+    rows, columns = (_taken(torch.arange(n - side + 1), n, side) for n, side in zip((height, width), size, strict=True))
+    return (rows[:, None, :, None] & columns[:, None, :]).flatten(0, 1)
+
+
+def _earlier(drawn: Tensor) -> Tensor:
+    """(n, k) int16: where the same number stands last before each of (n, k); -1 where nowhere."""
+    ordered, order = drawn.sort(dim=1, stable=True)
+    before = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, :-1], -1)
+    return torch.full_like(drawn, -1).scatter_(1, order[:, 1:], before).to(torch.int16)
 
 
 def _corner(draws: Tensor, size: int, side: int) -> Tensor:
@@ -275,9 +333,9 @@ def _corner(draws: Tensor, size: int, side: int) -> Tensor:
     return (draws * (size - side + 1)).long()
 
 
-def _inside(draws: Tensor, size: int, side: int) -> Tensor:
-    """(..., size) bool: the rows that a window takes; see ``_corner``."""
-    below = torch.arange(size, device=draws.device) - _corner(draws, size, side)[..., None]
+def _taken(first: Tensor, size: int, side: int) -> Tensor:
+    """(..., size) bool: the rows that a window takes whose first row is one of (...)."""
+    below = torch.arange(size, device=first.device) - first[..., None]
     return (below >= 0) & (below < side)
 
 
