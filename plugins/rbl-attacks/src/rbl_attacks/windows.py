@@ -16,6 +16,9 @@ from rbl_attacks.geometry import PORTION, TINY, length, on_sphere, per_image, se
 from robustbench_lite import Randomness, Threat
 
 
+ROUNDING = 2.0**-25  # half the spacing of float32 just below 1
+
+
 class Proposals(ABC):
     """Where the search looks next, of n examples x (n, C, H, W). share: of the image that a query's window covers.
 
@@ -244,6 +247,8 @@ class Masses(Proposals):
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
         self.squared_radius = x.new_tensor(threat.eps**2)
+        # Rounding moves values of the box by at most ROUNDING each, perhaps all of them away from x.
+        self.reach = max(threat.eps - ROUNDING * math.sqrt(x[0].numel()), 0.0)
 
     def start(self) -> Tensor:
         """The image tiled with patterns of a fifth of its height, a sign for each channel and tile."""
@@ -301,8 +306,7 @@ class Masses(Proposals):
         if norm == "l1":
             return self.threat.project(x, x + delta.view_as(x))
         total = torch.linalg.vector_norm(delta, dim=(1, 2), dtype=torch.float64).clamp_min_(TINY)
-        point = torch.addcmul(x, delta.view_as(x), per_image((eps / total).to(x.dtype), x))
-        return torch.nextafter(point, x).clamp_(0, 1)  # rounding many values away from x would leave the ball
+        return torch.addcmul(x, delta.view_as(x), per_image((self.reach / total).to(x.dtype), x)).clamp_(0, 1)
 
 
 def window_size(share: float, height: int, width: int) -> tuple[int, int]:
