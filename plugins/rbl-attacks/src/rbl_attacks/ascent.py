@@ -70,8 +70,8 @@ class Climb:
             self.gradient = gradient if plateau is None else self.replace_zero(gradient, plateau, number)
             moved = self.project(current + schedule.move(self.gradient, current))
             if schedule.momentum and number:
-                push = (moved - current).mul_(schedule.momentum).add_((current - previous).mul_(1 - schedule.momentum))
-                moved = self.project(push.add_(current))
+                pushed = torch.lerp(current, moved, schedule.momentum)
+                moved = self.project(pushed.add_(current - previous, alpha=1 - schedule.momentum))
             current, previous = moved, current
         if look_at_last and len(self.rows):
             self.look(current)
@@ -128,10 +128,10 @@ class Climb:
         rows = (points != previous).flatten(1).any(1).nonzero()[:, 0]
         if len(rows) == len(points):
             return self.ask(points)
-        loss, gradient = loss.clone(), gradient.clone()
         if len(rows):
             moved, index, *labels = select(rows, points, self.rows, *self.labels)
-            _, loss[rows], gradient[rows] = self.target.loss_and_grad(moved, self.loss, *labels, index=index)
+            _, *found = self.target.loss_and_grad(moved, self.loss, *labels, index=index)
+            loss, gradient = (old.index_copy(0, rows, new) for old, new in zip((loss, gradient), found, strict=True))
             self._follow(points, loss, gradient)
         return loss, gradient
 

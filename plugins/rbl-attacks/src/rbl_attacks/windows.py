@@ -15,7 +15,6 @@ from torch.nn.functional import max_pool2d
 from rbl_attacks.geometry import PORTION, TINY, length, on_sphere, per_image, select
 from robustbench_lite import Randomness, Threat
 
-
 ROUNDING = 2.0**-25  # half the spacing of float32 just below 1
 
 
