@@ -170,7 +170,7 @@ class NewFaces(Faces):
         else:  # everybody has asked about all that followed the last move that was made
             self.asked *= self.since[:, None] < 0
             self.asked.scatter_reduce_(1, self.drawn, (self.places > self.since[:, None]).byte(), "amax")
-        self.drawn = self.moves(self.numbers(min(self.AHEAD, max(1, PORTION // n))))
+        self.drawn = self.moves(self.numbers(max(1, PORTION // (8 * n))))  # a query takes some eight int64 while it is drawn
         self.earlier = _earlier(self.drawn)
         self.places = torch.arange(self.drawn.shape[1], dtype=torch.int16, device=current.device)
         self.since = self.places.new_full((n,), -1)
