@@ -132,10 +132,10 @@ def test_a_derivative_written_out_is_autograds(name: str, seed: int, more: int, 
     classes = KNOWN[name] + more
     logits = (scale * torch.randn(8, classes, generator=generator, dtype=torch.float64)).requires_grad_()
     y = torch.randint(0, classes, (8,), generator=generator)
-    given = (y, (y + torch.randint(1, classes, (8,), generator=generator)) % classes)[: 2 if name == "targeted_dlr" else 1]
+    labels = (y, (y + torch.randint(1, classes, (8,), generator=generator)) % classes)[: 2 if name == "targeted_dlr" else 1]
     loss, both = known(name)
-    value, slope = both(logits.detach(), *given)
-    expected = loss(logits, *given)
+    value, slope = both(logits.detach(), *labels)
+    expected = loss(logits, *labels)
     (exact,) = torch.autograd.grad(expected.sum(), logits)
     assert torch.allclose(value, expected, rtol=1e-9, atol=0)
     # torch takes softplus for the identity above 20. Where the ratio's denominator is small, its derivative is large, in terms

@@ -301,6 +301,22 @@ def test_a_wrong_number_of_logits_is_a_readable_error(images: Tensor) -> None:
         target.logits(images)
 
 
+class Rounded(nn.Module):
+    """Sees 17 levels of grey, and has the network itself as its surrogate."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x.mul(16).round().div(16))
+        return out
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        return out
+
+
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.dlr])
 @pytest.mark.parametrize(
     ("micro_batch", "stochastic", "eot", "differentiable"),
@@ -315,22 +331,9 @@ def test_a_loss_whose_derivative_is_known_gives_the_gradient_of_one_whose_is_not
     small_cnn: nn.Module,
     images: Tensor,
 ) -> None:
-    class Coarse(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base = small_cnn
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.base(x.mul(16).round().div(16))
-            return out
-
-        def surrogate(self, x: Tensor) -> Tensor:
-            out: Tensor = self.base(x)
-            return out
-
     x = images[:10]
     y = small_cnn(x).argmax(1)
-    model = Coarse() if not differentiable else CoinFlip(small_cnn, sigma=1.0) if stochastic else small_cnn
+    model = Rounded(small_cnn) if not differentiable else CoinFlip(small_cnn, sigma=1.0) if stochastic else small_cnn
     facts = {"micro_batch": micro_batch, "stochastic": stochastic, "eot": eot, "differentiable": differentiable}
     found = make_target(model, x, y, "linf:0.1", **facts)[0].loss_and_grad(x, loss, y)  # type: ignore[arg-type]
     plain = make_target(model, x, y, "linf:0.1", **facts)[0]  # type: ignore[arg-type]
@@ -523,25 +526,13 @@ def test_a_stochastic_defense_leaves_the_global_generator_alone(images: Tensor) 
 
 
 def test_a_surrogate_gives_the_gradient_and_the_defense_itself_the_logits(images: Tensor) -> None:
-    class Rounded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base = Linear.binary((1, 8, 8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.base(x.mul(16).round().div(16))
-            return out
-
-        def surrogate(self, x: Tensor) -> Tensor:
-            out: Tensor = self.base(x)
-            return out
-
-    model = Rounded()
+    base = Linear.binary((1, 8, 8))
+    model = Rounded(base)
     x, y = images[:10], torch.zeros(10, dtype=torch.int64)
     target, _ = make_target(model, x, y, "linf:0.1", differentiable=False)
     logits, _, grad = target.loss_and_grad(x, losses.margin, y)
     assert torch.allclose(logits, model(x), atol=1e-6)
-    assert torch.allclose(grad.flatten(1)[0], model.base.weight[1] - model.base.weight[0], atol=1e-6)
+    assert torch.allclose(grad.flatten(1)[0], base.weight[1] - base.weight[0], atol=1e-6)
     assert target.forwards.tolist() == [2] * 10
     assert target.backwards.tolist() == [1] * 10
 
