@@ -406,16 +406,14 @@ class Ensemble(Deployed):
 
 def _value_and_gradient(logits: Tensor, leaf: Tensor, loss: Loss, *aux: Tensor) -> tuple[Tensor, Tensor | None]:
     """A loss (n,) of logits that were made of ``leaf``, and its gradient there; None where autograd has none."""
-    both = with_slope(loss)
-    if both is None:
-        start, slope = loss(logits, *aux), None
-        values = start.detach()
+    if (both := with_slope(loss)) is None:
+        values = start = loss(logits, *aux)
+        slope = torch.ones_like(start)
     else:
-        values, slope = both(logits.detach(), *aux)
-        start = logits
+        (values, slope), start = both(logits.detach(), *aux), logits
     if not start.requires_grad:
         return values, None
-    return values, torch.autograd.grad(start, leaf, torch.ones_like(start) if slope is None else slope, allow_unused=True)[0]
+    return values.detach(), torch.autograd.grad(start, leaf, slope, allow_unused=True)[0]
 
 
 def _gradients(columns: Tensor, leaf: Tensor) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ autograd's twenty small operations were a third of what a step takes beside the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Raises ValueError with fewer than three classes, where the ratio is not defined.
     """
-    first, _, third = _three_largest(logits)[0].unbind(1)
+    first, _, third = _largest(logits, 3)[0].unbind(1)
     return margin(logits, y) / (first - third + 1e-12)
 
 
@@ -68,24 +69,17 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     Raises ValueError with fewer than four classes, where the ratio is not defined.
     """
-    first, _, third, fourth = _four_largest(logits)[0].unbind(1)
+    first, _, third, fourth = _largest(logits, 4)[0].unbind(1)
     lead = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
     return lead / (first - (third + fourth) / 2 + 1e-12)
 
 
-def _three_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logits of each row and their classes, for ``dlr``."""
-    if logits.shape[1] < 3:
-        raise ValueError(f"dlr needs at least 3 classes, not {logits.shape[1]}; use margin")
-    values, classes = logits.topk(3, dim=1)
-    return values, classes
-
-
-def _four_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for ``targeted_dlr``."""
-    if logits.shape[1] < 4:
-        raise ValueError(f"targeted dlr needs at least 4 classes, not {logits.shape[1]}; use targeted_cross_entropy")
-    values, classes = logits.topk(4, dim=1)
+def _largest(logits: Tensor, count: Literal[3, 4]) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row and their classes, (n, count) each: 3 for ``dlr``, 4 for ``targeted_dlr``."""
+    if logits.shape[1] < count:
+        loss, instead = {3: ("dlr", "margin"), 4: ("targeted dlr", "targeted_cross_entropy")}[count]
+        raise ValueError(f"{loss} needs at least {count} classes, not {logits.shape[1]}; use {instead}")
+    values, classes = logits.topk(count, dim=1)
     return values, classes
 
 
@@ -112,7 +106,7 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dlr(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    (first, _, third), (best, second, last) = (torch.split(part, 1, 1) for part in _three_largest(logits))
+    (first, _, third), (best, second, last) = (torch.split(part, 1, 1) for part in _largest(logits, 3))
     label = y[:, None]
     other = torch.where(best == label, second, best)
     room = (first - third).add_(1e-12)
@@ -123,7 +117,7 @@ def _dlr(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    largest, at = _four_largest(logits)
+    largest, at = _largest(logits, 4)
     label, aim = y[:, None], target[:, None]
     room = (largest[:, :1] - largest[:, 2:].mean(1, keepdim=True)).add_(1e-12)
     value = (logits.gather(1, aim) - logits.gather(1, label)) / room

@@ -137,22 +137,23 @@ class NewFaces(Faces):
     is known. So that a query still asks about many examples, each goes on to its own next new move among those prepared.
 
     windows: (places, H, W) bool, all places of the window; None where there are too many moves for any to be drawn twice: then
-    all examples take the same query. falls: (2^C, C, 1, 1) bool, the faces. drawn: (n, k) the moves prepared. earlier: (n, k)
-    where the same one stands before, -1 for nowhere. waiting: (n, k) their positions, and k for those that nobody need ask
-    about any more. position: (n,) of the last that was asked about. since: (n,) of the last that was made, -1 for none. asked:
+    all examples take the same query. falls: (2^C, C, 1, 1) bool, the faces. drawn: (n, k) the moves prepared. places: (k,)
+    their positions, 0 to k - 1. earlier: (n, k) where the same one stands before, -1 for nowhere. waiting: (n, k) their
+    positions, and k for those that nobody need ask about any more. position: (n,) of the last that was asked about. since: (n,) of the last that was made, -1 for none. asked:
     (n, moves) uint8, which were asked about before these, since the example last moved.
     """
 
     MOST = 1 << 14  # moves
     TABLE = 1 << 24  # values of windows
     AHEAD = 512  # the more, the fewer examples wait for others at their end
+    drawn: Tensor
+    places: Tensor
+    since: Tensor
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
         super().__init__(x, threat, rng, share, queries)
         self.windows: Tensor | None = None
         self.size = (0, 0)  # of these windows
-        self.places, self.since = torch.zeros(0, dtype=torch.int16), torch.zeros(0, dtype=torch.int16)
-        self.drawn = torch.zeros((0, 0), dtype=torch.int64)
 
     def draw(self, current: Tensor) -> None:
         size, (n, channels, *sides) = self.window(self.block_of.stop), current.shape
