@@ -137,17 +137,17 @@ class NewFaces(Faces):
     is known. So that a query still asks about many examples, each goes on to its own next new move among those prepared.
 
     windows: (places, H, W) bool, all places of the window; None where there are too many moves for any to be drawn twice: then
-    all examples take the same query. falls: (2^C, C, 1, 1) bool, the faces. drawn: (n, k) the moves prepared. places: (k,)
-    their positions, 0 to k - 1. earlier: (n, k) where the same one stands before, -1 for nowhere. waiting: (n, k) their
-    positions, and k for those that nobody need ask about any more. position: (n,) of the last that was asked about. since: (n,) of the last that was made, -1 for none. asked:
-    (n, moves) uint8, which were asked about before these, since the example last moved.
+    all examples take the same query. falls: (2^C, C, 1, 1) bool, the faces. drawn: (n, k) the moves prepared. positions: (k,)
+    theirs, 0 to k - 1. earlier: (n, k) where the same move stands before, -1 for nowhere. waiting: (n, k) the positions, and k
+    for those that nobody need ask about any more. position: (n,) of the last that was asked about. since: (n,) of the last that
+    was made, -1 for none. asked: (n, moves) uint8, which were asked about before these, since the example last moved.
     """
 
     MOST = 1 << 14  # moves
     TABLE = 1 << 24  # values of windows
     AHEAD = 512  # the more, the fewer examples wait for others at their end
     drawn: Tensor
-    places: Tensor
+    positions: Tensor
     since: Tensor
 
     def __init__(self, x: Tensor, threat: Threat, rng: Randomness, share: Callable[[int], float], queries: int) -> None:
@@ -170,11 +170,11 @@ class NewFaces(Faces):
             self.asked = torch.zeros((n, moves), dtype=torch.uint8, device=current.device)
         else:  # everybody has asked about all that followed the last move that was made
             self.asked *= self.since[:, None] < 0
-            self.asked.scatter_reduce_(1, self.drawn, (self.places > self.since[:, None]).byte(), "amax")
+            self.asked.scatter_reduce_(1, self.drawn, (self.positions > self.since[:, None]).byte(), "amax")
         self.drawn = self.moves(self.numbers(max(1, PORTION // (8 * n))))  # a query takes some eight int64 while it is drawn
         self.earlier = _earlier(self.drawn)
-        self.places = torch.arange(self.drawn.shape[1], dtype=torch.int16, device=current.device)
-        self.since = self.places.new_full((n,), -1)
+        self.positions = torch.arange(self.drawn.shape[1], dtype=torch.int16, device=current.device)
+        self.since = self.positions.new_full((n,), -1)
         known = self.idle(current, self.low, self.high) | (self.asked > 0)
         self.waiting = self.wait((self.earlier < 0) & ~known.gather(1, self.drawn))
 
@@ -189,7 +189,7 @@ class NewFaces(Faces):
 
     def wait(self, new: Tensor) -> Tensor:
         """What ``waiting`` is where these (n, k) are to be asked about."""
-        return torch.where(new, self.places, len(self.places))
+        return torch.where(new, self.positions, len(self.positions))
 
     def idle(self, current: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """(n, moves) bool: which moves change nothing, since the whole window is at these faces."""
@@ -206,7 +206,7 @@ class NewFaces(Faces):
         if self.windows is None:
             return super().spent()
         self.position = self.waiting.amin(1)
-        self.asking = (self.position < len(self.places)).nonzero()[:, 0]
+        self.asking = (self.position < len(self.positions)).nonzero()[:, 0]
         return not len(self.asking)
 
     def look(self, current: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -215,7 +215,7 @@ class NewFaces(Faces):
         rows, low, high, everybody = self.asking, self.low, self.high, len(self.asking) == len(self.left)
         at = self.position.index_select(0, rows).long()
         move = self.drawn[rows, at]
-        self.waiting[rows, at] = len(self.places)
+        self.waiting[rows, at] = len(self.positions)
         if not everybody:
             current, low, high = select(rows, current, low, high)
         channels = current.shape[1]
@@ -228,7 +228,7 @@ class NewFaces(Faces):
             return
         drawn, earlier, at, *images = select(rows, self.drawn, self.earlier, self.position, current, self.low, self.high)
         since = at[:, None]
-        new = (self.places > since) & (earlier <= since) & ~self.idle(*images).gather(1, drawn)
+        new = (self.positions > since) & (earlier <= since) & ~self.idle(*images).gather(1, drawn)
         self.waiting.index_copy_(0, rows, self.wait(new))
         self.since.index_copy_(0, rows, at)
 
