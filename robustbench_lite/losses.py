@@ -11,8 +11,8 @@ targeted_dlr            -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)    
 divergence              KL(softmax(r) || softmax(z)), r: the clean logits        Zhang et al., 2019
 ======================  =======================================================  ==========================
 
-Of those that searches climb step by step, ``with_slope`` knows the derivative as a formula. On a network of 100,000 parameters
-autograd's twenty small operations were a third of what a step takes beside the passes.
+Of those that searches climb step by step, ``with_slope`` knows the derivative as a formula: beside the passes of a small
+network, autograd's many operations on a few logits are much of a step.
 """
 
 from __future__ import annotations
