@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_lite.cli import COMMANDS
-from tests.support import rbl, rbl_json
+from tests.support import invoke
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,18 +60,16 @@ def test_its_plugin_works_when_pasted(tmp_path: Path) -> None:
     code = blocks("python")[0]
     assert len(code.strip().splitlines()) <= 36
     (tmp_path / "momentum.py").write_text(code, encoding="utf-8")
-    plugin, store = tmp_path / "momentum.py", str(tmp_path / "store")
-    result = rbl_json(
-        "run", "--defense", "standard,pgd-at", "--attack", "mi-fgsm,fgsm", "--n", "64", plugin=plugin, RBL_STORE=store
-    )
-    (table,) = result["tables"]
+    plugin, store = tmp_path / "momentum.py", tmp_path / "store"
+    run = ("run", "--defense", "standard,pgd-at", "--attack", "mi-fgsm,fgsm", "--n", 64, "--store", store, "--json")
+    (table,) = invoke(*run, plugin=plugin).json["tables"]
     robust = {
         row["defense"]["label"]: {name: cell["robust_accuracy"]["value"] for name, cell in row["attacks"].items()}
         for row in table["rows"]
     }
     assert robust["standard"]["mi-fgsm"] < robust["pgd-at"]["mi-fgsm"]
     assert robust["pgd-at"]["mi-fgsm"] <= robust["pgd-at"]["fgsm"]
-    rbl("check", "mi-fgsm", plugin=plugin)
+    invoke("check", "mi-fgsm", plugin=plugin)
 
 
 def test_the_plugin_of_the_readme_needs_no_torch_to_be_listed() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import rbl, rbl_json
+from tests.support import invoke, rbl, rbl_json
 
 
 @pytest.mark.slow
@@ -26,15 +26,17 @@ def _robust(result: dict) -> dict[str, float]:
     return row["attacks"]["pgd"]["robust_accuracy"]
 
 
-def test_a_variant_is_trained_kept_apart_and_found(tmp_path: Path) -> None:
-    home = {"RBL_HOME": str(tmp_path / "home"), "RBL_STORE": str(tmp_path / "store")}
+def test_a_variant_is_trained_kept_apart_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RBL_STORE", str(tmp_path / "store"))
     variant = "standard[epochs=2]"
-    missing = rbl("run", "--defense", variant, "--attack", "fgsm", plugin=None, code=2, **home)
-    assert "rbl train 'standard[epochs=2]' --dataset digits" in missing.stdout + missing.stderr
-    trained = rbl_json("train", "standard", "--set", "epochs=2", "--threads", 1, plugin=None, **home)
+    run = ("run", "--attack", "fgsm", "--n", 64, "--executor", "inline", "--defense")
+    missing = invoke(*run, variant, plugin=None, code=2)
+    assert "rbl train 'standard[epochs=2]' --dataset digits" in missing.out + missing.err
+    trained = invoke("train", "standard", "--set", "epochs=2", "--threads", 1, "--json", plugin=None).json
     assert trained["card"]["parameters"]["epochs"] == 2
     assert Path(trained["path"]).is_file()
-    found = rbl_json("run", "--defense", f"{variant},standard", "--attack", "fgsm", plugin=None, **home)
+    found = invoke(*run, f"{variant},standard", "--json", plugin=None).json
     assert {row["defense"]["label"] for row in found["tables"][0]["rows"]} == {variant, "standard"}
 
 
@@ -51,6 +53,5 @@ def test_a_variant_is_trained_kept_apart_and_found(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_trained_is_said_before_any_work(arguments: tuple[str, ...], said: str) -> None:
-    failed = rbl("train", *arguments, plugin=None, code=2)
-    assert said in failed.stderr
-    assert "Traceback" not in failed.stderr
+    failed = invoke("train", *arguments, plugin=None, code=2)
+    assert said in failed.err
