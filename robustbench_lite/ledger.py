@@ -166,7 +166,7 @@ class Ledger:
         at = (answer != y).nonzero()[:, 0]
         owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at)
         size = self.threat.size(self.x.index_select(0, owner), points)
-        better = size < self.size[owner] if self.minimal else ~self.broken[owner]
+        better = size < self.size.index_select(0, owner) if self.minimal else ~self.broken.index_select(0, owner)
         kept = (better & (size <= self.threat.limit)).nonzero()[:, 0]
         if not len(kept):
             return
@@ -183,10 +183,10 @@ class Ledger:
         if rows is not None and not bool((owner[1:] > owner[:-1]).all()):  # several of one: its smallest, then the first
             keep = self._first_of_each(owner, size)
             owner, points, size = owner[keep], points[keep], size[keep]
-        self.best[owner] = points
-        self.size[owner] = size
-        self.member[owner] = member
-        self.broken[owner] = True
+        self.best.index_copy_(0, owner, points)
+        self.size.index_copy_(0, owner, size)
+        self.member.index_fill_(0, owner, member)
+        self.broken.index_fill_(0, owner, True)
         self.finds += 1
 
     def found(self) -> Tensor:

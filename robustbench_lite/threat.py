@@ -116,7 +116,7 @@ class Threat:
             import torch
 
             return torch.cat([self.size(*portion) for portion in portions])
-        delta = x_adv.double() - x.double()
+        delta = x_adv.double() - x
         if self.norm != "union":
             return _length(delta, self.norm)
         least = self.parts[0]._in_radii(delta)
@@ -157,8 +157,10 @@ class Threat:
 
 def in_portions(x: Tensor, x_adv: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The two cut into groups of rows, so small that copies in float64 do not matter beside the images themselves."""
-    rows = max(1, PORTION // max(1, x[:1].numel()))
-    return [(x[i : i + rows], x_adv[i : i + rows]) for i in range(0, len(x), rows)] if len(x) > rows else [(x, x_adv)]
+    if x.numel() <= PORTION:  # of a search on few small images: cutting takes as long as other small operations
+        return [(x, x_adv)]
+    rows = max(1, PORTION // x[0].numel())
+    return [(x[i : i + rows], x_adv[i : i + rows]) for i in range(0, len(x), rows)]
 
 
 def _length(delta: Tensor, norm: str) -> Tensor:

@@ -51,23 +51,27 @@ class Climb:
         look_at_last: False to leave their evaluation out.
         """
         current = previous = self.best
-        loss, gradient = self.best_loss, self.gradient
+        loss = self.best_loss
         settles = schedule.settles and not self.target.stochastic
         for number in range(steps if len(self.rows) else 0):
-            loss, gradient = self.ask_moved(current, previous, loss, gradient) if settles and number else self.ask(current)
+            if settles and number:
+                loss, self.gradient = self.ask_moved(current, previous, loss, self.gradient)
+            else:
+                loss, self.gradient = self.ask(current)
             if not number:
                 schedule.begin(loss)
             elif (back := schedule.observe(loss, self.best_loss, self.best, self.x)) is not None:
                 mask = per_image(back, current)
                 current, loss = torch.where(mask, self.best, current), torch.where(back, self.best_loss, loss)
                 if self.best_gradient is not None:
-                    gradient = torch.where(mask, self.best_gradient, gradient)
+                    self.gradient = torch.where(mask, self.best_gradient, self.gradient)
             if (stays := self.leave()) is not None:
-                current, previous, loss, gradient = select(stays, current, previous, loss, gradient)
+                current, previous, loss = select(stays, current, previous, loss)
                 schedule.keep(stays)
                 if not len(self.rows):
                     return current
-            self.gradient = gradient if plateau is None else self.replace_zero(gradient, plateau, number)
+            if plateau is not None:
+                self.gradient = self.replace_zero(self.gradient, plateau, number)
             moved = self.project(current + schedule.move(self.gradient, current))
             if schedule.momentum and number:
                 pushed = torch.lerp(current, moved, schedule.momentum)
