@@ -76,6 +76,30 @@ def test_ead_never_leaves_the_image_where_beta_is_larger_than_any_step() -> None
     assert torch.equal(x_adv, x)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_ead_ends_runs_that_never_leave_the_image_and_nothing_changes_by_that(
+    confidence: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against runs to their last step, as a stochastic defense gets them; one gradient shows that a constant is too small."""
+    attack = ElasticNet(steps=60, search_steps=5, beta=0.05, confidence=confidence, abort_early=False)
+    runs = []
+    for to_the_last in (True, False):
+        _, x, y, threat, target, rng = set_up("std", 40, "l1")
+        with monkeypatch.context() as patched:
+            if to_the_last:
+                patched.setattr(Target, "stochastic", True)
+            runs.append((attack(target, x, y, threat, rng), target))
+    (plain, plain_target), (found, target) = runs
+    assert torch.equal(plain, found)
+    assert torch.equal(plain_target.best(x), target.best(x))
+    assert int((found != x).flatten(1).any(1).sum()) > 0
+    assert (plain_target.forwards == 5 * 2 * 60).all()
+    short = plain_target.backwards - target.backwards  # rounds of one gradient instead of 60
+    assert (short % 59 == 0).all()
+    assert (short > 0).all()
+    assert torch.equal(target.forwards, plain_target.forwards - short // 59 * 119)
+
+
 @pytest.mark.parametrize("rule", ["l1", "en"])
 def test_ead_rules_choose_by_what_they_say(rule: str) -> None:
     """Each rule is at least as good as the other in its own measure, on most images by more than rounding."""

@@ -69,8 +69,12 @@ class Penalty:
         self.before = value
         if bool(going.all()):
             return None
-        self.constant, self.before = self.constant[going], self.before[going]
+        self.keep(going)
         return going
+
+    def keep(self, going: Tensor) -> None:
+        """Forget all examples but these, (n,) bool."""
+        self.constant, self.before = self.constant[going], self.before[going]
 
     def slope(self, lead: Tensor, uphill: Tensor, delta: Tensor) -> Tensor:
         """The gradient (n, ...), given leads (n,), their gradients and the perturbations (n, ...)."""
