@@ -164,7 +164,7 @@ class Ledger:
         if torch.equal(answer, y):  # so it is in most calls of an attack: this is all they cost
             return
         at = (answer != y).nonzero()[:, 0]
-        owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at)
+        owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at).to(self.x.dtype)
         size = self.threat.size(self.x.index_select(0, owner), points)
         better = size < self.size.index_select(0, owner) if self.minimal else ~self.broken.index_select(0, owner)
         kept = (better & (size <= self.threat.limit)).nonzero()[:, 0]
@@ -222,7 +222,7 @@ class SurrogateLedger(Ledger):
         lead = leads(scores, y, self.rejects)
         at = (lead > (self.lead if rows is None else self.lead[rows])).nonzero()[:, 0]
         owner = at if rows is None else rows[at]
-        points = x[at].detach()
+        points = x[at].detach().to(self.x.dtype)
         keep = self.threat.contains(self.x[owner], points) & self.threat.in_box(points)
         owner, points, lead = owner[keep], points[keep], lead[at][keep]
         first = self._first_of_each(owner, -lead)

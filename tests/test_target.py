@@ -179,6 +179,24 @@ def test_best_so_far_is_kept_once_found_and_only_inside_the_threat_model() -> No
     assert target.best(x)[0].item() == pytest.approx(0.53)
 
 
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_points_of_another_type_are_kept_in_that_of_the_images(surrogate: bool) -> None:
+    class Casts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = linear(x.float())
+            return logits
+
+    linear = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))
+    x, y = torch.tensor([0.45, 0.30]).view(2, 1, 1, 1), torch.tensor([0, 0])
+    target, _ = make_target(Casts(), x, y, "linf:0.1", surrogates=[Casts()])
+    seen = target.surrogates[0] if surrogate else target
+    seen.logits((x + 0.08).double())
+    best = seen.best(x)
+    assert best.dtype == torch.float32
+    assert best.flatten().tolist() == pytest.approx([0.53, 0.30])
+    assert target.broken.tolist() == [not surrogate, False]
+
+
 def test_while_finds_stay_so_does_who_is_beaten(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = labelled
     target, rng = make_target(model, x, y, "linf:0.3")
