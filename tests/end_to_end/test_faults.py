@@ -80,7 +80,7 @@ def test_an_interrupted_run_stops_within_seconds_and_says_how_to_go_on(
     tmp_path: Path, forged: Forge, how: signal.Signals, executor: str
 ) -> None:
     store = tmp_path / "store"
-    run = (*RUN, "--attack", "toy/slow[seconds=1.5],toy/shift", "--store", store, "--workers", 1, "--executor", executor)
+    run = (*RUN, "--attack", "toy/slow[seconds=3],toy/shift", "--store", store, "--workers", 1, "--executor", executor)
     process = forged.run(tmp_path, "--plugin", TOY, *run)
     process.until("[1/2] done    mean x shift")
     deadline = time.monotonic() + 60
