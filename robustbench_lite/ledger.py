@@ -164,7 +164,8 @@ class Ledger:
         if torch.equal(answer, y):  # so it is in most calls of an attack: this is all they cost
             return
         at = (answer != y).nonzero()[:, 0]
-        owner, points = at if rows is None else rows.index_select(0, at), x.detach().index_select(0, at).to(self.x.dtype)
+        owner = at if rows is None else rows.index_select(0, at)
+        points = x.detach().index_select(0, at).to(self.x.dtype)
         size = self.threat.size(self.x.index_select(0, owner), points)
         better = size < self.size.index_select(0, owner) if self.minimal else ~self.broken.index_select(0, owner)
         kept = (better & (size <= self.threat.limit)).nonzero()[:, 0]

@@ -157,7 +157,7 @@ class Threat:
 
 def in_portions(x: Tensor, x_adv: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The two cut into groups of rows, so small that copies in float64 do not matter beside the images themselves."""
-    if x.numel() <= PORTION:  # of a search on few small images: cutting takes as long as other small operations
+    if x.numel() <= PORTION:  # what a search asks for thousands of times
         return [(x, x_adv)]
     rows = max(1, PORTION // x[0].numel())
     return [(x[i : i + rows], x_adv[i : i + rows]) for i in range(0, len(x), rows)]
