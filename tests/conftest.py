@@ -35,6 +35,13 @@ def images() -> torch.Tensor:
     return torch.rand((300, 1, 8, 8), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def labelled(small_cnn: torch.nn.Module, images: torch.Tensor) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """``small_cnn``, six of ``images``, and the labels (6,) that it gives them."""
+    x = images[:6]
+    return small_cnn, x, small_cnn(x).argmax(1)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets (RBL_DATA, or ../shared/data); skips where there is none."""
