@@ -199,7 +199,7 @@ def _black_box(*, quick: bool) -> Iterator[Row]:
 
 
 def _other(*, quick: bool) -> Iterator[Row]:
-    """Noise; rotations; and a3, which has no peer, against our own autoattack."""
+    """Noise; rotations; and a3, alone and with a short square after it, which has no peer, against our own autoattack."""
     draws = 10 if quick else 100
     yield Row(
         ours=fixed(f"repeated-noise[draws={draws}]"),
@@ -217,4 +217,5 @@ def _other(*, quick: bool) -> Iterator[Row]:
     )
     if not quick:
         for norm in ("linf", "l2"):
-            yield Row(ours=fixed("a3"), norm=norm, peer="rbl", call="autoattack", note="peer: our own autoattack")
+            for ours in ("a3", "autoattack[version=custom,attacks=[a3,square[queries=1500,rescale=true]]]"):
+                yield Row(ours=fixed(ours), norm=norm, peer="rbl", call="autoattack", note="peer: our own autoattack")
