@@ -26,8 +26,9 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square:
     """Random search: change a square window, keep the change where the margin falls.
 
-    queries: per example and restart. p_init: share of the image that the first window covers. rescale: stretch the schedule
-    of window sizes, made for 10,000 queries, to ``queries``; AutoAttack does not. restarts: runs on what is left.
+    queries: per example and restart. p_init: share of the image that the first window covers. rescale: fit the schedule of
+    window sizes, made for 10,000 queries, to ``queries``, as the authors' own code does; AutoAttack, whose member this is by
+    default, does not. Worth setting for few queries. restarts: runs on what is left.
 
     Every example has its own windows and signs, so that nothing depends on the batch. Windows may touch the last row and
     column (the references' do not). Images of any height and width: where a square does not fit, its long side grows.
