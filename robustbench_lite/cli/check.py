@@ -27,14 +27,18 @@ _WIDTH = 8  # of the words passed, FAILED, skipped
 @click.option("--kind", type=click.Choice(KINDS), help="Where one name stands for objects of several kinds.")
 @click.option("--dataset", default="", help="What a defense is built for [the first that it declares, or digits].")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets [RBL_DATA, or ./data].")
+@click.option("--device", default="cpu", help="What attacks are run on: cpu, cuda or cuda:1 [cpu].")
 @json_option
 @click.pass_obj
-def command(app: App, name: str, kind: str | None, dataset: str, data: Path | None, as_json: bool) -> int:
+def command(app: App, name: str, kind: str | None, dataset: str, data: Path | None, device: str, as_json: bool) -> int:
     """Run the conformance suite on NAME: an id, a short name, a variant such as 'pgd[steps=10]', or a namespace.
 
     A namespace stands for everything that it brings; of its checks only those are listed that failed, or that something can be
     done about. Exits with 1 where a check failed or the plugin has errors.
     """
+    from robustbench_lite.executors.slots import find_slots
+
+    where = find_slots(device, 1, 1)[0].device
     registry = app.registry()
     chosen, problems, many = _chosen(registry, name, kind)
     found: list[dict[str, Any]] = []
@@ -43,7 +47,7 @@ def command(app: App, name: str, kind: str | None, dataset: str, data: Path | No
         for problem in problems:
             click.echo(str(problem))
     for entry, selector in chosen:
-        subject, suite = _subject(registry, entry, selector, dataset, data or app.data)
+        subject, suite = _subject(registry, entry, selector, dataset, data or app.data, where)
         if not as_json:
             click.echo(f"{entry.kind} {selector} ({' '.join(filter(None, (entry.distribution, entry.version)))})")
         outcomes = []
@@ -97,11 +101,13 @@ def _run(subject: Subject, suite: Suite[Any]) -> Iterator[Outcome]:
         yield outcome
 
 
-def _subject(registry: Registry, entry: Entry, selector: str, dataset: str, data: Path) -> tuple[Subject, Suite[Any]]:
+def _subject(
+    registry: Registry, entry: Entry, selector: str, dataset: str, data: Path, device: str
+) -> tuple[Subject, Suite[Any]]:
     from robustbench_lite import testing
 
     if entry.kind == "attack":
-        return testing.AttackSubject(registry, selector), testing.ATTACK_SUITE
+        return testing.AttackSubject(registry, selector, device), testing.ATTACK_SUITE
     if entry.kind == "defense":
         subject = testing.DefenseSubject(registry, selector, dataset, data)
         with suppress(testing.Skipped):  # absent data are for the checks to say; a wrong request ends here

@@ -31,9 +31,9 @@ ATTACK_SUITE: Suite[AttackSubject] = Suite("attack", *COMMON)
 _check = ATTACK_SUITE.check
 
 
-def check_attack(registry: Registry, selector: str) -> list[Outcome]:
+def check_attack(registry: Registry, selector: str, device: str = "cpu") -> list[Outcome]:
     """Run the conformance suite on an attack."""
-    return list(ATTACK_SUITE.run(AttackSubject(registry, selector)))
+    return list(ATTACK_SUITE.run(AttackSubject(registry, selector, device)))
 
 
 # ---------------------------------------------------------------------------------------------------------- does it run
@@ -186,14 +186,32 @@ def batch_does_not_matter(subject: AttackSubject) -> None:
 
 
 @_check
+def device_of_the_images(subject: AttackSubject) -> None:
+    """It works where the images are: no operation takes a tensor of theirs and one that was made on the CPU.
+
+    That needs no GPU: everything is on the CPU, and the images say that they are not.
+    """
+    fix = "give device=x.device to what makes a tensor (torch.arange, torch.zeros), and take .cpu() before .numpy()"
+    for threat in subject.threats(subject.base):
+        usual = subject.completed(subject.base, threat)
+        run = subject.run(subject.base, threat, budget=None if usual.unattributed else CUT, elsewhere=True)
+        if run.mixed is not None:
+            raise Failed(f"{run.called}: {run.mixed}", fix=fix)
+        if run.error is not None:
+            raise Skipped(
+                f"{run.called}: {error_in_words(run.error)}", fix="run the suite on a GPU: rbl check NAME --device cuda"
+            )
+
+
+@_check
 def inputs_unchanged(subject: AttackSubject) -> None:
     """It leaves the images and labels that it is given as they are."""
     for run in subject.plain():
         if run.given is None:
             continue
         x, y = run.given
-        same_x = torch.equal(x.detach(), run.x) and not x.requires_grad
-        if not same_x or not torch.equal(y, run.problem.y[run.attacked]):
+        same_x = torch.equal(x.detach().cpu(), run.x) and not x.requires_grad
+        if not same_x or not torch.equal(y.cpu(), run.problem.y[run.attacked]):
             what = "labels" if same_x else "images"
             raise Failed(
                 f"{run.called}: it changed the {what} in place",
@@ -208,7 +226,7 @@ def model_unchanged(subject: AttackSubject) -> None:
         if run.model.training or any(p.requires_grad for p in run.model.parameters()):
             raise Failed(f"{run.called}: it changed the mode or requires_grad of the model", fix="ask the target, nothing else")
         before = run.problem.model.state_dict()
-        if any(not torch.equal(value, before[name]) for name, value in run.model.state_dict().items()):
+        if any(not torch.equal(value.cpu(), before[name]) for name, value in run.model.state_dict().items()):
             raise Failed(f"{run.called}: it changed the model's weights", fix="ask the target, nothing else")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from robustbench_lite.runner import run_shard
 from robustbench_lite.specs import BALLS, AttackSpec
 from robustbench_lite.target import Target
 from robustbench_lite.testing.checks import Failed, Skipped, Subject, describe
+from robustbench_lite.testing.elsewhere import Elsewhere, MixedDevices
 from robustbench_lite.testing.problems import Problem
 from robustbench_lite.threat import Threat
 
@@ -38,7 +40,8 @@ MOST = 0.5  # share of examples that must fall at a generous radius
 class Run:
     """One run of an attack. proposal: what it returned; error: what it raised; arrays: what the judge made of it.
 
-    given: x and y as the attack left them; state: torch's and Python's global state before and after.
+    given: x and y as the attack left them; state: torch's and Python's global state before and after. mixed: what a GPU would
+    have refused, where images were elsewhere.
     """
 
     problem: Problem
@@ -51,6 +54,7 @@ class Run:
     unattributed: int = 0
     given: tuple[Tensor, Tensor] | None = None
     state: tuple[dict[str, object], dict[str, object]] = field(default_factory=lambda: ({}, {}))
+    mixed: MixedDevices | None = None
 
     @property
     def attacked(self) -> list[int]:
@@ -121,12 +125,13 @@ class _Watched:
 
 
 class AttackSubject(Subject):
-    """An attack under test."""
+    """An attack under test. device: where models and images are when it runs."""
 
     kind: ClassVar[str] = "attack"
 
-    def __init__(self, registry: Registry, selector: str) -> None:
+    def __init__(self, registry: Registry, selector: str, device: str = "cpu") -> None:
         super().__init__(registry, selector)
+        self.device = device
         self._runs: dict[object, Run] = {}
 
     @property
@@ -167,16 +172,18 @@ class AttackSubject(Subject):
         budget: int | None = None,
         eot: int = 1,
         stochastic: bool = False,
+        elsewhere: bool = False,
         again: int = 0,
     ) -> Run:
         """Run and judge the attack as the core does, on a copy of the problem's model; what it raises is kept in the run.
 
-        rows: the examples to take, in this order. again: another number makes another run of the same.
+        rows: the examples to take, in this order. elsewhere: with images that say they are not on the CPU (``Elsewhere``).
+        again: another number makes another run of the same.
         """
         chosen = tuple(range(len(problem.x)) if rows is None else rows)
-        key = (id(problem), str(threat), chosen, micro_batch, budget, eot, stochastic, again)
+        key = (id(problem), str(threat), chosen, micro_batch, budget, eot, stochastic, elsewhere, again)
         if key not in self._runs:
-            self._runs[key] = self._run(problem, threat, chosen, micro_batch, budget, eot, stochastic)
+            self._runs[key] = self._run(problem, threat, chosen, micro_batch, budget, eot, stochastic, elsewhere)
         return self._runs[key]
 
     def completed(self, problem: Problem, threat: Threat, *, budget: int | None = CUT, **options: Any) -> Run:
@@ -225,9 +232,10 @@ class AttackSubject(Subject):
         budget: int | None,
         eot: int,
         stochastic: bool,
+        elsewhere: bool,
     ) -> Run:
         found = self.found
-        model = copy.deepcopy(problem.model)
+        model = copy.deepcopy(problem.model).to(self.device)
         run = Run(problem, threat, model, rows)
         model.register_forward_pre_hook(_Counter())
         classes = len(problem.linear.bias)
@@ -242,15 +250,19 @@ class AttackSubject(Subject):
             "threat": str(threat),
             "seed": 0,
         }
+        there = Elsewhere() if elsewhere else None
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # so small a problem is ten times slower on several
         try:
             members = resolve_members(self.registry, self._alone, threat)
             watched = ResolvedAttack(found.entry, _Watched(found.instance, run), found.label, members)
-            x, y = problem.x[list(rows)], problem.y[list(rows)]
+            x, y = (part[list(rows)].to(self.device) for part in (problem.x, problem.y))
             # Surrogates stand for defenses that may not be there; here the problem's own model takes their place.
             surrogates = [deploy(copy.deepcopy(model)) for _ in surrogate_selectors(found.instance)]
-            result = run_shard(spec, deploy(model), watched, x, y, rows, 0, surrogates)
+            if there is not None:
+                x, y = there.moved(x), there.moved(y)
+            with there or nullcontext():
+                result = run_shard(spec, deploy(model), watched, x, y, rows, 0, surrogates)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -259,6 +271,7 @@ class AttackSubject(Subject):
             run.error, run.arrays = result.failure, result.arrays
         finally:
             torch.set_num_threads(threads)
+        run.mixed = there.refused if there else None
         return run
 
 

@@ -53,13 +53,17 @@ class _Conformance(ABC):
 
 
 class AttackConformance(_Conformance):
-    """One test for every check of an attack. attack: its id or short name, with parameters where wanted."""
+    """One test for every check of an attack.
+
+    attack: its id or short name, with parameters where wanted. device: where models and images are, ``cuda`` for a GPU.
+    """
 
     attack: ClassVar[str]
+    device: ClassVar[str] = "cpu"
 
     @classmethod
     def make_subject(cls) -> AttackSubject:
-        return AttackSubject(cls.registry(), cls.attack)
+        return AttackSubject(cls.registry(), cls.attack, cls.device)
 
 
 class DefenseConformance(_Conformance):

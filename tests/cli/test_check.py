@@ -19,8 +19,8 @@ def test_a_sound_attack_passes_with_a_line_for_each_check() -> None:
     said = invoke("check", "broken-attacks/sound", plugin=ATTACKS)
     lines = said.out.splitlines()
     assert lines[0] == "attack broken-attacks/sound (broken_attacks.py)"
-    assert sum(line.startswith("  passed ") for line in lines) == 26
-    assert "26 passed" in lines[-2]
+    assert sum(line.startswith("  passed ") for line in lines) == 27
+    assert "27 passed" in lines[-2]
 
 
 def test_a_broken_attack_fails_with_the_reason_and_the_fix() -> None:
@@ -31,6 +31,12 @@ def test_a_broken_attack_fails_with_the_reason_and_the_fix() -> None:
     assert "outside the threat model, the farthest at" in lines[failed]
     assert lines[failed + 1].strip() == "fix: return threat.project(x, x_adv)"
     assert "1 failed" in said.out
+
+
+def test_a_device_that_is_not_there_is_the_users_mistake() -> None:
+    said = invoke("check", "sound", "--device", "cuda:99", plugin=ATTACKS, code=2)
+    assert "device cuda:99 is not there" in said.err
+    assert "rbl doctor" in said.err
 
 
 def test_json_says_the_same_as_data() -> None:

@@ -12,7 +12,7 @@ from robustbench_lite import AttackSpec, BudgetExceeded, hookimpl
 GRADIENT = ("Raises", "WrongShape", "Float64", "NotATensor", "SquareImagesOnly", "SeveralOnly", "ThreeClasses", "ReturnsNaN")
 GRADIENT += ("LeavesBox", "LeavesBall", "Irreproducible", "DrawsGlobally", "BatchMean", "InPlace", "Trains", "Tampers")
 GRADIENT += ("LeavesGradOff", "Weak", "DividesByZero", "ChokesOnNaN", "WantsDeterminism", "SwallowsBudget", "Unattributed")
-GRADIENT += ("Exits", "RelabelsInPlace", "NotFrozen", "BadDefault", "Sound")
+GRADIENT += ("Exits", "RelabelsInPlace", "NotFrozen", "BadDefault", "Sound", "CountsOnTheCPU", "AsksNumPy", "DrawsOnTheCPU")
 
 
 @hookimpl
@@ -116,7 +116,7 @@ class Float64(Sound):
 @dataclass(frozen=True, kw_only=True)
 class NotATensor(Sound):
     def __call__(self, target, x, y, threat, rng):
-        return self.found(target, x, y, threat, rng).numpy()
+        return self.found(target, x, y, threat, rng).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class Irreproducible(Sound):
         generator = torch.Generator()
         generator.seed()
         x_adv = self.found(target, x, y, threat, rng)
-        return x + (x_adv - x) * torch.rand((len(x), 1, 1, 1), generator=generator)
+        return x + (x_adv - x) * torch.rand((len(x), 1, 1, 1), generator=generator).to(x.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ class DrawsGlobally(Sound):
         import torch
 
         x_adv = self.found(target, x, y, threat, rng)
-        return x + (x_adv - x) * torch.rand((len(x), 1, 1, 1))
+        return x + (x_adv - x) * torch.rand((len(x), 1, 1, 1), device=x.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +194,36 @@ class BatchMean(Sound):
     def __call__(self, target, x, y, threat, rng):
         x_adv = self.found(target, x, y, threat, rng)
         return x + (x_adv - x) * x_adv.mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsOnTheCPU(Sound):
+    """This one and the next two would run on a CPU only."""
+
+    def direction(self, gradient, threat):
+        import torch
+
+        found = super().direction(gradient, threat)
+        return found.index_select(0, torch.arange(len(found)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsksNumPy(Sound):
+    def direction(self, gradient, threat):
+        import numpy as np
+        import torch
+
+        found = super().direction(gradient, threat)
+        return torch.from_numpy(np.ascontiguousarray(found.numpy())).to(gradient.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawsOnTheCPU(Sound):
+    def direction(self, gradient, threat):
+        import torch
+
+        noise = 1e-4 * torch.rand(1, *gradient.shape[1:], generator=torch.Generator().manual_seed(0))
+        return super().direction(gradient, threat) * (1 - noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +337,7 @@ class GloballyRandom:
     def __call__(self, target, x, y, threat, rng):
         import torch
 
-        return threat.project(x, x + threat.eps * torch.randn(x.shape))
+        return threat.project(x, x + threat.eps * torch.randn_like(x))
 
 
 @dataclass(frozen=True, kw_only=True)
