@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -60,9 +61,12 @@ class Affine(nn.Module):
         return self.factor * logits + self.shift
 
 
-def robust_accuracy(name: str, threat: str, attack: Attack, *, access: str = "gradient", seed: int = 0) -> float:
+def robust_accuracy(
+    name: str, threat: str, attack: Attack, *, access: str = "gradient", seed: int = 0, device: str = "cpu"
+) -> float:
     """Judged afresh, as a share of the 400 examples."""
     model, x, y = fixture(name)
+    model, x, y = copy.deepcopy(model).to(device), x.to(device), y.to(device)
     limits = Threat.parse(threat)
     target, rng = make_target(model, x, y, limits, access=access, seed=seed)
     x_adv = attack(target, x, y, limits, rng)

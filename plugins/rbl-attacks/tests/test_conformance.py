@@ -10,9 +10,17 @@ from robustbench_lite.registry import load
 from robustbench_lite.selectors import parse_selector
 from robustbench_lite.testing import AttackConformance
 
-for _selector in BATTERY:
-    _name = "Test_" + re.sub(r"\W+", "_", _selector).strip("_")
-    globals()[_name] = type(_name, (AttackConformance,), {"attack": f"rbl/{_selector}", "__module__": __name__})
+
+def conformance(device: str) -> dict[str, type]:
+    """A class of tests for every row of the battery, by their names."""
+    names = {selector: "Test_" + re.sub(r"\W+", "_", selector).strip("_") for selector in BATTERY}
+    return {
+        name: type(name, (AttackConformance,), {"attack": f"rbl/{selector}", "device": device, "__module__": __name__})
+        for selector, name in names.items()
+    }
+
+
+globals().update(conformance("cpu"))
 
 
 def test_every_attack_is_tested() -> None:
