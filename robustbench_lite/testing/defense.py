@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lite import losses
+from robustbench_lite.deployed import Deployed
 from robustbench_lite.diagnostics.behaviour import autograd_calls
 from robustbench_lite.errors import RblError
 from robustbench_lite.registry import Registry
@@ -16,6 +17,7 @@ from robustbench_lite.resolve import ResolvedDefense
 from robustbench_lite.testing.checks import Failed, Outcome, Skipped, Suite, describe, plural
 from robustbench_lite.testing.common import COMMON
 from robustbench_lite.testing.defense_subject import DRAWS, SAME, DefenseSubject, N
+from robustbench_lite.testing.elsewhere import Elsewhere, MixedDevices
 from robustbench_lite.weights import state_hash
 
 DEFENSE_SUITE: Suite[DefenseSubject] = Suite("defense", *COMMON)
@@ -256,6 +258,36 @@ def gradient(subject: DefenseSubject) -> None:
     zero = (found == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) > N:
         raise Failed(f"the gradient is exactly zero on {int(zero.sum())} of {N} images", fix=_no_gradient(resolved))
+
+
+@_check
+def device_of_the_images(subject: DefenseSubject) -> None:
+    """It works where the images are: nothing that it keeps or makes is left behind on the CPU.
+
+    That needs no GPU: everything is on the CPU, and the module's parameters and buffers and the images say that they are not.
+    """
+    resolved, module, there = subject.built, subject.module, Elsewhere()
+    subject.logits(module, subject.x[:1])
+    deployed = Deployed(
+        module,
+        num_classes=subject.images.info.num_classes,
+        stochastic=resolved.stochastic,
+        differentiable=resolved.differentiable,
+        rejects=resolved.rejects,
+    )
+    there.move(module)
+    x, y, ids = there.moved(subject.x), there.moved(subject.images.y[:N]), torch.arange(N)
+    fix = "keep tensors with register_buffer, give device=x.device to what makes one, and take .cpu() before .numpy()"
+    try:
+        with there:
+            if resolved.attackable_by_gradient:
+                deployed.loss_and_grad(x, losses.margin, (y,), passes=1, key="check", ids=ids, draw=torch.zeros_like(ids))
+            else:
+                deployed.scores(x, passes=1, key="check", ids=ids, draw=torch.zeros_like(ids))
+    except MixedDevices as error:
+        raise Failed(str(error), fix=fix) from error
+    except Exception as error:
+        raise Skipped(describe(error)) from error
 
 
 def _no_gradient(resolved: ResolvedDefense) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -19,6 +19,7 @@ DEVICE = torch.device("privateuseone", 0)
 _CPU = torch.device("cpu")
 
 _DEVICE_OF: Any = Tensor.device.__get__  # type: ignore[attr-defined]  # another object each time, but an equal one
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _COPYING = (Tensor.to, Tensor.type_as, Tensor.cpu)
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put, Tensor.index_put_, torch.index_put, torch.index_put_)
@@ -30,26 +31,36 @@ _TORCH, _CORE = Path(torch.__file__).parent, Path(__file__).parents[1]
 class MixedDevices(RuntimeError):
     """What a GPU would have refused, and where: file and line."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}{_where()}")
-
 
 class Elsewhere(TorchFunctionMode):
     """While it is entered, tensors that it has ``moved`` count as on ``DEVICE``, and so does what is made of them or for it.
 
     Raises MixedDevices, and keeps it as ``refused``, where an operation takes a tensor that is there and one that was made on
-    the CPU; single numbers and indices may be. Of tensors from before it was entered, such as weights, nothing is known: they
-    go with both.
+    the CPU; single numbers and indices may be. Of other tensors from before it was entered nothing is known: they go with both.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._places: Any = WeakTensorKeyDictionary()
+        self._outside = 0  # frames of the stack
         self.refused: MixedDevices | None = None
+
+    def __enter__(self) -> Elsewhere:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._outside = len(traceback.extract_stack()) - 2  # this frame, and that of the with statement
+        return self
 
     def moved(self, x: Tensor) -> Tensor:
         """A copy that is there."""
         return self._put(x.clone(), "there")
+
+    def move(self, module: nn.Module) -> None:
+        """Say of a module what ``module.to`` would do: parameters and buffers are there, other tensors stay on the CPU."""
+        for part in module.modules():
+            for kept in _tensors([value for name, value in vars(part).items() if name not in ("_parameters", "_buffers")]):
+                self._put(kept, "cpu")
+        for kept in (*module.parameters(), *module.buffers()):
+            self._put(kept, "there")
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -59,6 +70,11 @@ class Elsewhere(TorchFunctionMode):
             return _CPU if self._place(tensors[0]) == "cpu" else DEVICE
         if func in _TO_NUMPY and self._place(tensors[0]) == "there":
             self._refuse(f"{func.__name__}() of a tensor that is not on the CPU")
+        if _name(func) == "_parse_to":  # of module.to, which goes on to move one tensor after the other
+            return func(*args, **(kwargs or {}))
+        if func == _SET_DATA:  # how module.to then moves a parameter
+            self._put(args[0], self._place(args[1]))
+            return func(*args)
         args, given, wanted = _on_the_cpu(func, args, dict(kwargs or {}))
         if func in _COPYING:
             if len(tensors) > 1:  # like another tensor
@@ -103,8 +119,15 @@ class Elsewhere(TorchFunctionMode):
         return x
 
     def _refuse(self, what: str) -> None:
-        self.refused = self.refused or MixedDevices(what)
+        self.refused = self.refused or MixedDevices(what + self._where())
         raise self.refused
+
+    def _where(self) -> str:
+        """``, at my_attack.py:31``: the innermost line of a plugin, or of the core where no plugin is that far in."""
+        frames = [f for f in traceback.extract_stack()[self._outside :] if not Path(f.filename).is_relative_to(_TORCH)]
+        inner = [f for f in reversed(frames) if f.filename != __file__]
+        chosen = next((f for f in inner if not Path(f.filename).is_relative_to(_CORE)), inner[0] if inner else None)
+        return "" if chosen is None else f", at {Path(chosen.filename).name}:{chosen.lineno}"
 
 
 def _tensors(values: object) -> Iterator[Tensor]:
@@ -137,15 +160,3 @@ def _on_the_cpu(
 
 def _name(func: Any) -> str:
     return str(getattr(func, "__name__", func))
-
-
-def _where() -> str:
-    """``, at my_attack.py:31``: the innermost line of a plugin in the run, or of the core where no plugin is that far in."""
-    inner = []
-    for frame in reversed(traceback.extract_stack()):
-        if frame.name == "run_shard":
-            break
-        if not Path(frame.filename).is_relative_to(_TORCH) and frame.filename != __file__:
-            inner.append(frame)
-    chosen = next((f for f in inner if not Path(f.filename).is_relative_to(_CORE)), inner[0] if inner else None)
-    return "" if chosen is None else f", at {Path(chosen.filename).name}:{chosen.lineno}"

@@ -146,3 +146,29 @@ def test_a_network_computes_what_it_computes() -> None:
         (gradient,) = torch.autograd.grad(logits.amax(), leaf)
         assert logits.device == gradient.device == DEVICE
     assert torch.equal(gradient, expected)
+
+
+def test_a_module_takes_its_parameters_and_buffers_along_and_nothing_else() -> None:
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("taken", torch.ones(3))
+            self.left = [torch.ones(3)]
+
+    module, elsewhere = Shift(), Elsewhere()
+    elsewhere.move(module)
+    x = elsewhere.moved(torch.rand(2, 3))
+    with elsewhere:
+        assert (x + module.get_buffer("taken")).device == DEVICE
+        with pytest.raises(MixedDevices):
+            x + module.left[0]
+
+
+def test_a_module_that_is_made_meanwhile_can_be_moved() -> None:
+    elsewhere = Elsewhere()
+    x = elsewhere.moved(torch.rand(2, 3))
+    with elsewhere:
+        layer = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+        with pytest.raises(MixedDevices):
+            layer(x)
+        assert layer.to(x.device)(x).device == DEVICE

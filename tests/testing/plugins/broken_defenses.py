@@ -12,6 +12,7 @@ from robustbench_lite import DatasetBundle, DatasetInfo, DatasetSpec, DefenseSpe
 
 NAMES = ("sound", "wrong-shape", "half", "nan-on-plain", "softmax", "reversed", "counts", "in-place", "draws-unused")
 NAMES += ("undeclared-noise", "batch-mean", "rounds", "autograd", "other-every-time", "not-a-module", "raises", "dropout-on")
+NAMES += ("left-behind", "makes-on-the-cpu", "asks-numpy")
 
 
 @hookimpl
@@ -226,10 +227,34 @@ class OwnGenerator(Grey):
     def after(self, logits, x):
         GENERATOR.manual_seed(len(SEEN))
         SEEN.append(1)
-        return logits + 0.1 * torch.randn(logits.shape, generator=GENERATOR)
+        return logits + 0.1 * torch.randn(logits.shape, generator=GENERATOR).to(logits.device)
 
 
 GENERATOR, SEEN = torch.Generator(), []
+
+
+@defense
+class LeftBehind(Grey):
+    """A tensor that is neither a parameter nor a buffer stays where it is when the module is moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.tensor([0.0])
+
+    def before(self, x):
+        return x - self.mean
+
+
+@defense
+class MakesOnTheCpu(Grey):
+    def before(self, x):
+        return x * torch.ones(x.shape[2:])
+
+
+@defense
+class AsksNumpy(Grey):
+    def after(self, logits, x):
+        return logits + torch.from_numpy(0 * logits.detach().numpy()).to(logits.device)
 
 
 @defense
@@ -238,7 +263,7 @@ class Squeezed(Grey):
         return (x * 16).round() / 16
 
     def surrogate(self, x):
-        return Grey()(x)
+        return Grey().to(x.device)(x)
 
 
 @defense
