@@ -240,7 +240,11 @@ class AttackSubject(Subject):
         model.register_forward_pre_hook(_Counter())
         classes = len(problem.linear.bias)
 
+        there = Elsewhere() if elsewhere else None
+
         def deploy(module: nn.Module) -> Deployed:
+            if there is not None:
+                there.move(module)
             return Deployed(module, num_classes=classes, stochastic=stochastic, micro_batch=micro_batch, name=problem.name)
 
         spec = {
@@ -250,7 +254,6 @@ class AttackSubject(Subject):
             "threat": str(threat),
             "seed": 0,
         }
-        there = Elsewhere() if elsewhere else None
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # so small a problem is ten times slower on several
         try:

@@ -31,6 +31,7 @@ BROKEN = {
     "countsonthecpu": {"device-of-the-images"},
     "asksnumpy": {"device-of-the-images"},
     "drawsonthecpu": {"device-of-the-images"},
+    "queriesfromthecpu": {"device-of-the-images"},
     "inplace": {"inputs-unchanged"},
     "relabelsinplace": {"inputs-unchanged"},
     "trains": {"model-unchanged"},

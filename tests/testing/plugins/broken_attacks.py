@@ -13,6 +13,7 @@ GRADIENT = ("Raises", "WrongShape", "Float64", "NotATensor", "SquareImagesOnly",
 GRADIENT += ("LeavesBox", "LeavesBall", "Irreproducible", "DrawsGlobally", "BatchMean", "InPlace", "Trains", "Tampers")
 GRADIENT += ("LeavesGradOff", "Weak", "DividesByZero", "ChokesOnNaN", "WantsDeterminism", "SwallowsBudget", "Unattributed")
 GRADIENT += ("Exits", "RelabelsInPlace", "NotFrozen", "BadDefault", "Sound", "CountsOnTheCPU", "AsksNumPy", "DrawsOnTheCPU")
+GRADIENT += ("QueriesFromTheCPU",)
 
 
 @hookimpl
@@ -198,7 +199,7 @@ class BatchMean(Sound):
 
 @dataclass(frozen=True, kw_only=True)
 class CountsOnTheCPU(Sound):
-    """This one and the next two would run on a CPU only."""
+    """This one and the next three would run on a CPU only."""
 
     def direction(self, gradient, threat):
         import torch
@@ -224,6 +225,14 @@ class DrawsOnTheCPU(Sound):
 
         noise = 1e-4 * torch.rand(1, *gradient.shape[1:], generator=torch.Generator().manual_seed(0))
         return super().direction(gradient, threat) * (1 - noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueriesFromTheCPU(Sound):
+    def __call__(self, target, x, y, threat, rng):
+        x_adv = self.found(target, x, y, threat, rng)
+        target.logits(x_adv.cpu())
+        return x_adv
 
 
 @dataclass(frozen=True, kw_only=True)
