@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rbl_attacks.geometry import linear_optimum, per_image, random_where_zero, select, zeros
+from rbl_attacks.geometry import length, linear_optimum, per_image, random_where_zero, select, zeros
 from rbl_attacks.schedule import Schedule
 from robustbench_lite import Randomness, Target, Threat
 
@@ -129,7 +129,7 @@ class Climb:
 
     def ask_moved(self, points: Tensor, previous: Tensor, loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """As ``ask``, except where points are the ``previous`` ones: their losses and gradients are known."""
-        rows = (points != previous).flatten(1).any(1).nonzero()[:, 0]
+        rows = length(points - previous, "linf").flatten().nonzero()[:, 0]
         if len(rows) == len(points):
             return self.ask(points)
         if len(rows):

@@ -42,11 +42,10 @@ def _together(weight: Tensor, room: Tensor, wanted: Tensor, *, rate: Tensor) -> 
     """
     gain, push, most = weight * room, weight * rate, torch.finfo(room.dtype).max
     t = torch.zeros_like(wanted)
-    there, before = t * rate >= room, None
+    there, before = (t * rate).ge_(room), None  # 1 where a value is at its room, and 0: as bool this takes twice as long
     while before is None or not torch.equal(there, before):
-        held = there.to(room)
-        left = wanted - (gain * held).sum(2, keepdim=True)
-        moving = (push * (1 - held)).sum(2, keepdim=True)
+        left = wanted - (gain * there).sum(2, keepdim=True)
+        moving = (push * (1 - there)).sum(2, keepdim=True)
         t = torch.maximum(t, (left / moving).nan_to_num(0, most, 0))
-        there, before = t * rate >= room, there
+        there, before = (t * rate).ge_(room), there
     return torch.minimum(t * rate, room)

@@ -16,18 +16,20 @@ from robustbench_lite import Target, Threat
 
 def lead(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     """(n,) by how much the best wrong class leads: positive exactly where the point is adversarial."""
-    wrong = logits[:, :classes].scatter(1, y[:, None], -math.inf).amax(1)
-    return wrong - _held(logits, y, classes)
+    label = y[:, None]
+    scores = logits if logits.shape[1] == classes else logits[:, :classes]
+    return scores.scatter(1, label, -math.inf).amax(1) - _held(logits, label, classes)
 
 
 def leads_of(logits: Tensor, y: Tensor, others: Tensor, classes: int) -> Tensor:
     """(n, k) by how much each of the classes ``others`` (n, k) leads the label."""
-    return logits.gather(1, others) - _held(logits, y, classes)[:, None]
+    return logits.gather(1, others) - _held(logits, y[:, None], classes)[:, None]
 
 
-def _held(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    label = logits.gather(1, y[:, None]).squeeze(1)
-    return torch.maximum(label, logits[:, classes:].amax(1)) if logits.shape[1] > classes else label
+def _held(logits: Tensor, label: Tensor, classes: int) -> Tensor:
+    """(n,) what a wrong class has to lead: the score of the label (n, 1), or of a refusal where that is higher."""
+    held = logits.gather(1, label).squeeze(1)
+    return torch.maximum(held, logits[:, classes:].amax(1)) if logits.shape[1] > classes else held
 
 
 def wrong_classes(y: Tensor, classes: int) -> Tensor:

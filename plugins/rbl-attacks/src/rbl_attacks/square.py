@@ -80,6 +80,7 @@ class Square:
             seen = lead(target.logits(point, asked), held, target.num_classes)
             better = (seen > (loss if rows is None else loss[rows])).nonzero()[:, 0]
             if len(better):
-                went = better if rows is None else rows[better]
-                current[went], loss[went] = point[better], seen[better]
+                went = better if rows is None else rows.index_select(0, better)
+                current.index_copy_(0, went, point.index_select(0, better))
+                loss.index_copy_(0, went, seen.index_select(0, better))
                 proposals.moved(went, current)
