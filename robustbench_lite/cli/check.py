@@ -27,7 +27,7 @@ _WIDTH = 8  # of the words passed, FAILED, skipped
 @click.option("--kind", type=click.Choice(KINDS), help="Where one name stands for objects of several kinds.")
 @click.option("--dataset", default="", help="What a defense is built for [the first that it declares, or digits].")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets [RBL_DATA, or ./data].")
-@click.option("--device", default="cpu", help="What attacks are run on: cpu, cuda or cuda:1 [cpu].")
+@click.option("--device", default="cpu", help="What attacks and defenses are run on: cpu, cuda or cuda:1 [cpu].")
 @json_option
 @click.pass_obj
 def command(app: App, name: str, kind: str | None, dataset: str, data: Path | None, device: str, as_json: bool) -> int:
@@ -37,8 +37,10 @@ def command(app: App, name: str, kind: str | None, dataset: str, data: Path | No
     done about. Exits with 1 where a check failed or the plugin has errors.
     """
     from robustbench_lite.executors.slots import find_slots
+    from robustbench_lite.runner import prepare_torch
 
     where = find_slots(device, 1, 1)[0].device
+    prepare_torch(where, None)
     registry = app.registry()
     chosen, problems, many = _chosen(registry, name, kind)
     found: list[dict[str, Any]] = []
@@ -109,7 +111,7 @@ def _subject(
     if entry.kind == "attack":
         return testing.AttackSubject(registry, selector, device), testing.ATTACK_SUITE
     if entry.kind == "defense":
-        subject = testing.DefenseSubject(registry, selector, dataset, data)
+        subject = testing.DefenseSubject(registry, selector, dataset, data, device)
         with suppress(testing.Skipped):  # absent data are for the checks to say; a wrong request ends here
             _ = subject.images
         return subject, testing.DEFENSE_SUITE

@@ -234,8 +234,8 @@ class AttackSubject(Subject):
         stochastic: bool,
         elsewhere: bool,
     ) -> Run:
-        found = self.found
-        model = copy.deepcopy(problem.model).to(self.device)
+        found, device = self.found, "cpu" if elsewhere else self.device
+        model = copy.deepcopy(problem.model).to(device)
         run = Run(problem, threat, model, rows)
         model.register_forward_pre_hook(_Counter())
         classes = len(problem.linear.bias)
@@ -259,7 +259,7 @@ class AttackSubject(Subject):
         try:
             members = resolve_members(self.registry, self._alone, threat)
             watched = ResolvedAttack(found.entry, _Watched(found.instance, run), found.label, members)
-            x, y = (part[list(rows)].to(self.device) for part in (problem.x, problem.y))
+            x, y = (part[list(rows)].to(device) for part in (problem.x, problem.y))
             # Surrogates stand for defenses that may not be there; here the problem's own model takes their place.
             surrogates = [deploy(copy.deepcopy(model)) for _ in surrogate_selectors(found.instance)]
             if there is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from robustbench_lite.registry import Registry, load
+from robustbench_lite.runner import prepare_torch
 from robustbench_lite.testing.attack import ATTACK_SUITE
 from robustbench_lite.testing.attack_subject import AttackSubject
 from robustbench_lite.testing.checks import Check, Outcome, Subject, Suite
@@ -63,6 +64,7 @@ class AttackConformance(_Conformance):
 
     @classmethod
     def make_subject(cls) -> AttackSubject:
+        prepare_torch(cls.device, None)
         return AttackSubject(cls.registry(), cls.attack, cls.device)
 
 
@@ -71,15 +73,18 @@ class DefenseConformance(_Conformance):
 
     defense: its id or short name, with parameters where wanted. dataset: the data set that it is built for; by default the
     first that its spec names, otherwise ``digits`` where installed. data: the folder of data sets; by default ``RBL_DATA``.
+    device: where module and images are, ``cuda`` for a GPU.
     """
 
     defense: ClassVar[str]
     dataset: ClassVar[str] = ""
     data: ClassVar[Path | None] = None
+    device: ClassVar[str] = "cpu"
 
     @classmethod
     def make_subject(cls) -> DefenseSubject:
-        return DefenseSubject(cls.registry(), cls.defense, cls.dataset, cls.data)
+        prepare_torch(cls.device, None)
+        return DefenseSubject(cls.registry(), cls.defense, cls.dataset, cls.data, cls.device)
 
 
 class DatasetConformance(_Conformance):

@@ -12,6 +12,7 @@ from robustbench_lite import losses
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.diagnostics.behaviour import autograd_calls
 from robustbench_lite.errors import RblError
+from robustbench_lite.randomness import generator_states
 from robustbench_lite.registry import Registry
 from robustbench_lite.resolve import ResolvedDefense
 from robustbench_lite.testing.checks import Failed, Outcome, Skipped, Suite, describe, plural
@@ -24,9 +25,11 @@ DEFENSE_SUITE: Suite[DefenseSubject] = Suite("defense", *COMMON)
 _check = DEFENSE_SUITE.check
 
 
-def check_defense(registry: Registry, selector: str, dataset: str = "", data: Path | None = None) -> list[Outcome]:
+def check_defense(
+    registry: Registry, selector: str, dataset: str = "", data: Path | None = None, device: str = "cpu"
+) -> list[Outcome]:
     """Run the conformance suite on a defense."""
-    return list(DEFENSE_SUITE.run(DefenseSubject(registry, selector, dataset, data)))
+    return list(DEFENSE_SUITE.run(DefenseSubject(registry, selector, dataset, data, device)))
 
 
 # -------------------------------------------------------------------------------------------------------- is it there
@@ -148,15 +151,14 @@ def input_unchanged(subject: DefenseSubject) -> None:
 
 @_check
 def global_generator_unused(subject: DefenseSubject) -> None:
-    """A forward pass draws nothing from torch's global generator; randn_like and rand_like draw by example instead."""
+    """A forward pass draws nothing from torch's, numpy's or Python's global generator; randn_like draws by example instead."""
     if subject.built.stochastic:
         raise Skipped("it is stochastic: see the check `keyed-draws`")
     module, x = subject.module, subject.x
-    with torch.random.fork_rng(devices=[]):
-        before = torch.get_rng_state()
-        with torch.no_grad():
-            module(x)
-        if not torch.equal(before, torch.get_rng_state()):
+    with torch.no_grad(), subject.seeded(0):
+        before = generator_states(x.device)
+        module(x)
+        if generator_states(x.device) != before:
             raise Failed(
                 "it draws random numbers and its spec does not say stochastic=True",
                 fix="declare stochastic=True, and draw with robustbench_lite.randn_like",
@@ -244,8 +246,7 @@ def gradient(subject: DefenseSubject) -> None:
     through: Any = module if resolved.differentiable else module.surrogate
     x = subject.x.requires_grad_()
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.enable_grad(), subject.seeded(0):
             logits = through(x)
             (found,) = torch.autograd.grad(losses.margin(logits, logits.argmax(1).detach()).sum(), x, allow_unused=True)
     except RuntimeError as error:
@@ -268,6 +269,7 @@ def device_of_the_images(subject: DefenseSubject) -> None:
     """
     resolved, module, there = subject.built, subject.module, Elsewhere()
     subject.logits(module, subject.x[:1])
+    module = module.cpu()
     deployed = Deployed(
         module,
         num_classes=subject.images.info.num_classes,
@@ -276,7 +278,7 @@ def device_of_the_images(subject: DefenseSubject) -> None:
         rejects=resolved.rejects,
     )
     there.move(module)
-    x, y, ids = there.moved(subject.x), there.moved(subject.images.y[:N]), torch.arange(N)
+    x, y, ids = there.moved(subject.x.cpu()), there.moved(subject.images.y[:N]), torch.arange(N)
     fix = "keep tensors with register_buffer, give device=x.device to what makes one, and take .cpu() before .numpy()"
     try:
         with there:

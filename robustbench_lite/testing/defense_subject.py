@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,16 +53,22 @@ def toy_images() -> Images:
 
 
 class DefenseSubject(Subject):
-    """A defense under test. dataset: a selector; by default the first that it declares, else ``digits`` where installed."""
+    """A defense under test. dataset: a selector; by default the first that it declares, else ``digits`` where installed.
+
+    device: where the module and the images are when it is asked.
+    """
 
     kind: ClassVar[str] = "defense"
 
-    def __init__(self, registry: Registry, selector: str, dataset: str = "", data: Path | None = None) -> None:
+    def __init__(
+        self, registry: Registry, selector: str, dataset: str = "", data: Path | None = None, device: str = "cpu"
+    ) -> None:
         super().__init__(registry, selector)
         if dataset:
             registry.get("dataset", parse_selector(dataset).name)
         self.dataset = dataset
         self.data = data or default_data()
+        self.device = torch.device(device)
 
     @property
     def declared(self) -> DefenseSpec:
@@ -121,9 +128,15 @@ class DefenseSubject(Subject):
         """Build it as the core does. A module without weights is initialised with a fixed seed."""
         if not self.untrained:
             return self.resolved.build()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with self.seeded(0):
             return self.resolved.build()
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Fix the numbers of torch's generators, and put them back."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     @property
     def built(self) -> ResolvedDefense:
@@ -134,12 +147,12 @@ class DefenseSubject(Subject):
     @property
     def module(self) -> nn.Module:
         """A copy of the module of its own for each check."""
-        return copy.deepcopy(self.original).requires_grad_(False)
+        return copy.deepcopy(self.original).requires_grad_(False).to(self.device)
 
     @property
     def x(self) -> Tensor:
         """(16, C, H, W) images."""
-        return self.images.x[:N].clone()
+        return self.images.x[:N].to(self.device, copy=True)
 
     @property
     def columns(self) -> int:
@@ -148,8 +161,7 @@ class DefenseSubject(Subject):
 
     def logits(self, module: nn.Module, x: Tensor, draw: int = 0) -> Tensor:
         """One plain pass without a graph; random numbers of torch's generator are fixed by ``draw``."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw)
+        with torch.no_grad(), self.seeded(draw):
             logits = module(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.columns):
             raise Skipped("it does not return logits: see the check `logits-shape`")
@@ -157,7 +169,7 @@ class DefenseSubject(Subject):
 
     def keyed(self) -> Callable[..., Tensor]:
         """A function of images, the ids (n,) of their examples and a draw number (0): (n, C) logits as the core computes them,
-        with the random numbers of these examples, in passes of one copy of the module.
+        with the random numbers of these examples, in passes of one copy of the module. All on the CPU but for the passes.
         """
         self.logits(self.module, self.x[:1])
         deployed = Deployed(
@@ -168,7 +180,9 @@ class DefenseSubject(Subject):
         )
 
         def logits(x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
-            return deployed.stack(x, passes=1, key="check", ids=ids, draw=torch.full_like(ids, draw))[:, 0]
+            there = ids.to(self.device)
+            draws = torch.full_like(there, draw)
+            return deployed.stack(x.to(self.device), passes=1, key="check", ids=there, draw=draws)[:, 0].cpu()
 
         return logits
 

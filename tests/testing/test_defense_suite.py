@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from robustbench_lite.registry import Registry, load
-from robustbench_lite.testing import DEFENSE_SUITE, Outcome, check_defense
+from robustbench_lite.testing import DEFENSE_SUITE, DefenseSubject, Outcome, check_defense
 from tests.support import BROKEN_PLUGINS, failures
 
 BROKEN = {
@@ -21,6 +21,7 @@ BROKEN = {
     "dropout-on": {"state-unchanged"},
     "in-place": {"input-unchanged"},
     "draws-unused": {"global-generator-unused"},
+    "draws-from-numpy": {"global-generator-unused"},
     "undeclared-noise": {"stochastic-flag", "global-generator-unused"},
     "declared-noise": {"stochastic-flag"},
     "own-generator": {"keyed-draws"},
@@ -66,6 +67,12 @@ def test_sound_defenses_pass(name: str) -> None:
 
 def test_every_check_is_shown_to_find_something() -> None:
     assert set().union(*BROKEN.values()) | EVERYWHERE == {check.name for check in DEFENSE_SUITE.checks}
+
+
+def test_module_and_images_are_on_the_device_that_is_asked_for() -> None:
+    subject = DefenseSubject(registry(), "broken-defenses/sound", "broken-defenses/greys", device="meta")
+    assert {t.device.type for t in (subject.x, *subject.module.state_dict().values())} == {"meta"}
+    assert subject.module(subject.x).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", ["untrained", "wrapper"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from robustbench_lite import DatasetBundle, DatasetInfo, DatasetSpec, DefenseSpe
 
 NAMES = ("sound", "wrong-shape", "half", "nan-on-plain", "softmax", "reversed", "counts", "in-place", "draws-unused")
 NAMES += ("undeclared-noise", "batch-mean", "rounds", "autograd", "other-every-time", "not-a-module", "raises", "dropout-on")
-NAMES += ("left-behind", "makes-on-the-cpu", "asks-numpy")
+NAMES += ("left-behind", "makes-on-the-cpu", "asks-numpy", "draws-from-numpy")
 
 
 @hookimpl
@@ -156,6 +157,12 @@ class DrawsUnused(Grey):
     def before(self, x):
         torch.rand(1)
         return x
+
+
+@defense
+class DrawsFromNumpy(Grey):
+    def before(self, x):
+        return x + 1e-9 * float(np.random.rand())
 
 
 @defense
