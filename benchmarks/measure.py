@@ -127,7 +127,7 @@ def run(attack: ResolvedAttack, subject: Subject, threat: str, *, counted: bool,
         module: nn.Module = deepcopy(subject.model)
     else:
         module = hooked or model
-    deployed = Deployed(module, num_classes=10, micro_batch=len(subject.x), name=subject.name)
+    deployed = Deployed(module, num_classes=10, name=subject.name)
     spec = {
         "protocol": {"eval_draws": 1, "eot": 1, "budget": None},
         "threat": threat,

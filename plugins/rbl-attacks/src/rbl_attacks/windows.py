@@ -294,7 +294,8 @@ class Masses(Proposals):
         spent, old = length(delta, norm), delta.gather(2, gains)
         size = _per_channel(old, norm)
         new = torch.addcdiv(hills, old, size + TINY)
-        delta.scatter_(2, gains, 0)
+        nothing = torch.zeros_like(hills)  # the number 0 takes twice as long to scatter
+        delta.scatter_(2, gains, nothing)
         given = _per_channel(delta.gather(2, gives), norm)  # where the windows overlap, it counts once
         if norm == "l2":
             unspent = torch.addcmul(self.squared_radius, spent, spent, value=-1).clamp_min_(0)
@@ -302,7 +303,7 @@ class Masses(Proposals):
         else:
             mass = (eps - spent).clamp_min(0) + (size + given) * channels
         new *= mass / (_per_channel(new, norm) + TINY)
-        delta.scatter_(2, gives, 0).scatter_(2, gains, new)
+        delta.scatter_(2, gives, nothing).scatter_(2, gains, new)
         if norm == "l1":
             return self.threat.project(x, x + delta.view_as(x))
         total = torch.linalg.vector_norm(delta, dim=(1, 2), dtype=torch.float64).clamp_min_(TINY)
