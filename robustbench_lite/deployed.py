@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustbench_lite.errors import PluginError
 from robustbench_lite.losses import Loss, with_slope
 from robustbench_lite.randomness import Randomness, generator_states, keyed_draws
+from robustbench_lite.surrogates import with_gradient_of
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -42,11 +43,12 @@ def misclassified(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
     return (high > label) & (high < math.inf) & (low > -math.inf)
 
 
-def surely_misclassified(stacked: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
-    """(n,) bool: ``misclassified`` on average over the draws (n, passes, C), by more than chance among the draws explains.
+def mean_lead(stacked: Tensor, y: Tensor, rejects: bool = False) -> tuple[Tensor, Tensor]:
+    """(n,) by how much probability the best wrong class leads over the draws (n, passes, C), and (n,) bool: surely so.
 
-    The mean lead of the wrong class's probability must be three of its standard errors: a search that asks for hundreds of
-    points just beyond a boundary finds one that is misclassified on average in almost any number of draws.
+    The lead is positive exactly where the average is ``misclassified``, otherwise 0. Surely: three of its standard errors.
+    A search that asks for hundreds of points just beyond a boundary finds one that is misclassified on average in almost any
+    number of draws.
     """
     scores = average(stacked)
     label, others = y[:, None], scores.scatter(1, y[:, None], -math.inf)
@@ -57,7 +59,8 @@ def surely_misclassified(stacked: Tensor, y: Tensor, rejects: bool = False) -> T
     wrong, right = stacked.gather(2, either).exp().unbind(2)
     lead = wrong - right
     error = lead.std(1, correction=0) / math.sqrt(max(1, stacked.shape[1] - 1))
-    return misclassified(scores, y, rejects) & (lead.mean(1) > SURE * error)
+    found = torch.where(misclassified(scores, y, rejects), lead.mean(1).clamp_min(torch.finfo(lead.dtype).tiny), 0)
+    return found, (found > SURE * error) & (found > 0)
 
 
 def leads(scores: Tensor, y: Tensor, rejects: bool = False) -> Tensor:
@@ -262,8 +265,14 @@ class Deployed:
         return self.num_classes + self.rejects
 
     def _pass(self, x: Tensor, key: str, ids: Tensor, draw: Tensor, through: Forward) -> Tensor:
+        before = None if x.is_inference() else x._version
         with self._keyed(key, ids, draw, through is self.module) if self.stochastic else nullcontext():
             logits = through(x)
+        if before is not None and x._version != before:
+            raise PluginError(  # the images are the judge's own, or the points that an attack goes on from
+                f"{self.name} changes its input in place",
+                hint="work on a copy in forward(), as x = x - mean does, not x -= mean",
+            )
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self._columns):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise PluginError(
@@ -278,7 +287,7 @@ class Deployed:
         soft = self._pass(x, key, ids, draw, self.surrogate)
         with torch.no_grad():
             exact = self._pass(x, key, ids, draw, self.module)
-        return soft + (exact - soft).detach()
+        return with_gradient_of(soft, exact)
 
     @contextmanager
     def _keyed(self, key: str, ids: Tensor, draw: Tensor, exact: bool) -> Iterator[None]:

@@ -100,15 +100,18 @@ class Judge:
         rows = self.correct.nonzero()[:, 0]
         x, y = self._x[rows], self._y[rows]
         rejected, points = _validate(proposal, x, threat)
-        seen = ledger.broken & threat.contains(x, ledger.best) & threat.in_box(ledger.best)
+        seen = ledger.found() & threat.contains(x, ledger.best) & threat.in_box(ledger.best)
 
         valid = rejected == _ACCEPTED
         adv = self._try(points, rows, valid, "proposed")
         beaten = torch.zeros_like(valid)
         beaten[valid] = misclassified(adv.scores, y[valid], self._deployed.rejects)
+        unchanged = (points == x).flatten(1).all(1)  # a stochastic defense's own errors are nobody's find
         finite = torch.ones_like(valid)
         finite[valid] = adv.scores.isfinite().all(1)
         rejected[valid & ~beaten] = _NOT_MISCLASSIFIED
+        rejected[beaten & unchanged] = _NOTHING
+        beaten &= ~unchanged
         rejected[valid & ~finite] = _BAD_LOGITS
 
         size = torch.full((len(rows),), float("inf"), dtype=torch.float64, device=x.device)
@@ -118,7 +121,8 @@ class Judge:
         rate = self.clean.rate[rows].clone()
         scores[beaten], rate[beaten] = adv.scores[beaten[valid]], adv.rate[beaten[valid]]
 
-        again = seen & (~beaten | (ledger.size < size))
+        same = valid & (points == ledger.best).flatten(1).all(1)  # a second look at one point would be a second chance
+        again = seen & ~same & (~beaten | (ledger.size < size))
         look = self._try(ledger.best, rows, again, "seen")
         won = torch.zeros_like(again)
         won[again] = misclassified(look.scores, y[again], self._deployed.rejects)

@@ -20,20 +20,23 @@ COUNTERS = ("queries", "forwards", "backwards", "draws", "confirmations")
 # How many calls, each for other rows than the one before, are added up before they are entered.
 PENDING = 64
 
-# Whether points (n, ...) of examples (n,) stay misclassified: (n,) bool.
-Confirm = Callable[[Tensor, Tensor], Tensor]
+# Of points (n, ...) of examples (n,): by how much they stay misclassified (n,), 0 where not, and whether surely so, (n,) bool.
+Confirm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Remembered:
-    """Rows that were given, and whether they are given again: the same tensor, not written to since."""
+    """Rows that were given, and whether they are given again: the same tensor, not written to since.
+
+    A tensor made under ``torch.inference_mode`` does not say whether it was written to, so that it is never the same.
+    """
 
     def __init__(self, rows: Tensor | None) -> None:
-        self._given, self._version = rows, 0 if rows is None else rows._version
+        self._given, self._version = rows, 0 if rows is None or rows.is_inference() else rows._version
         self.rows = None if rows is None else rows.clone()
 
     def is_still(self, rows: Tensor | None) -> bool:
         """Whether ``rows`` are these."""
-        return rows is self._given and (rows is None or rows._version == self._version)
+        return rows is self._given and (rows is None or (not rows.is_inference() and rows._version == self._version))
 
 
 class _Calls:
@@ -50,8 +53,9 @@ class Ledger:
 
     Calls are counted one by one, and passes so that a stochastic defense under EOT counts every draw. broken: (N,) bool; best:
     the best point seen (N, ...); size: its size (N,), inf where there is none; member: (N,) the number of the member that found
-    it, 0 for the attack itself. finds: how many calls found something; while it stays, so does ``broken``. unattributed: rows
-    that came without saying whose they were.
+    it, 0 for the attack itself. The best point of a stochastic defense may be misclassified without being surely so: within
+    a radius it is kept, but the example is not broken, so that the attack goes on. finds: how many calls found something; while
+    it stays, so does ``broken``. unattributed: rows that came without saying whose they were.
     surrogates: the ledgers of the defenses that the attack is crafted on.
     """
 
@@ -64,6 +68,9 @@ class Ledger:
         self._pending = [_Calls(None)]
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
         self.size = torch.full((n,), float("inf"), dtype=torch.float64, device=x.device)
+        self._kept = self.broken.clone()
+        self._lead = torch.zeros(n, device=x.device)
+        self._claims = _Claims(n, x.device)
         self.best = x.clone()
         self.member = torch.zeros(n, dtype=torch.int16, device=x.device)
         self.finds = 0
@@ -154,10 +161,10 @@ class Ledger:
     def remember(
         self, rows: Tensor | None, x: Tensor, scores: Tensor, confirmed: Confirm | None = None, member: int = 0
     ) -> None:
-        """Keep every point of ``x`` that is misclassified, inside the threat model, and better than what is known.
+        """Keep every point of ``x`` that is misclassified, inside the threat model, better than what is known, and not clean.
 
-        confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not. member: who
-        found them.
+        confirmed: asked for the points (n, ...) of examples (n,) that would be kept; those it denies are not. Where there is a
+        radius, a surer point is better, and an example is broken with one that is sure. member: who found them.
         """
         y = self.labels(rows)
         answer = scores.argmax(1)
@@ -168,31 +175,41 @@ class Ledger:
         points = x.detach().index_select(0, at).to(self.x.dtype)
         size = self.threat.size(self.x.index_select(0, owner), points)
         better = size < self.size.index_select(0, owner) if self.minimal else ~self.broken.index_select(0, owner)
-        kept = (better & (size <= self.threat.limit)).nonzero()[:, 0]
+        kept = (better & (size <= self.threat.limit) & (size > 0)).nonzero()[:, 0]  # a clean image is no find, however unlucky
         if not len(kept):
             return
         if len(kept) < len(at):
             at, owner, points, size = (each.index_select(0, kept) for each in (at, owner, points, size))
         sound = misclassified(scores.index_select(0, at), y.index_select(0, at), self.rejects) & self.threat.in_box(points)
         if not bool(sound.all()):
-            owner, points, size = owner[sound], points[sound], size[sound]
+            if not bool(scores.index_select(0, at).isfinite().all()):
+                self.notes["some scores were NaN or infinite: such points count as not adversarial"] = None
+            at, owner, points, size = (each[sound] for each in (at, owner, points, size))
+        broken, worth = owner, size
         if confirmed is not None and len(owner):
-            stays = confirmed(owner, points)
-            owner, points, size = owner[stays], points[stays], size[stays]
+            if not self.minimal:
+                tried = self._claims.made(owner, leads(scores[at], y[at], self.rejects))
+                owner, points, size = owner[tried], points[tried], size[tried]
+            lead, sure = confirmed(owner, points)
+            stays = sure if self.minimal else sure | (lead > self._lead[owner])
+            owner, points, size, lead, sure = (each[stays] for each in (owner, points, size, lead, sure))
+            broken, worth = owner[sure], size if self.minimal else -lead
+            self._lead.scatter_reduce_(0, owner, lead, "amax")
         if not len(owner):
             return
-        if rows is not None and not bool((owner[1:] > owner[:-1]).all()):  # several of one: its smallest, then the first
-            keep = self._first_of_each(owner, size)
+        if rows is not None and not bool((owner[1:] > owner[:-1]).all()):  # several of one: its best, then the first
+            keep = self._first_of_each(owner, worth)
             owner, points, size = owner[keep], points[keep], size[keep]
         self.best.index_copy_(0, owner, points)
         self.size.index_copy_(0, owner, size)
         self.member.index_fill_(0, owner, member)
-        self.broken.index_fill_(0, owner, True)
+        self._kept.index_fill_(0, owner, True)
+        self.broken.index_fill_(0, broken, True)
         self.finds += 1
 
     def found(self) -> Tensor:
         """(N,) bool: where ``best`` is a point that was found."""
-        return self.broken
+        return self._kept
 
     def _first_of_each(self, owner: Tensor, size: Tensor) -> Tensor:
         """Positions of the entry with the least ``size`` (n,) of each example in ``owner`` (n,); of equal ones the first."""
@@ -200,6 +217,30 @@ class Ledger:
         position = torch.arange(len(order), device=order.device)
         first = order.new_full((len(self.y),), len(order)).scatter_reduce_(0, owner[order], position, "amin")
         return order[first[owner[order]] == position]
+
+
+class _Claims:
+    """Which points of a stochastic defense are worth confirming: confirming takes many draws, and searches come back often.
+
+    Those of an example that lead by more than all before, its first eight, and later each time that there have been an eighth
+    more: of many that are equally good, few.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self._highest = torch.zeros(n, device=device)
+        self._count, self._next = (
+            torch.zeros(n, dtype=torch.int64, device=device),
+            torch.ones(n, dtype=torch.int64, device=device),
+        )
+
+    def made(self, owner: Tensor, lead: Tensor) -> Tensor:
+        """(n,) bool: of points of the examples ``owner`` (n,) with these leads (n,), which to confirm."""
+        count = self._count.index_add_(0, owner, torch.ones_like(owner))[owner]
+        due = count >= self._next[owner]
+        chosen = due | (lead > self._highest[owner])
+        self._highest.scatter_reduce_(0, owner, lead, "amax")
+        self._next[owner[due]] = (count + (count // 8).clamp_min(1))[due]
+        return chosen
 
 
 class SurrogateLedger(Ledger):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from robustbench_lite.errors import BudgetExceeded, PluginError
@@ -44,11 +45,31 @@ class Member:
 
         rng: the composite's own, for the same rows: the member draws from a stream that depends on its id and its number, so
         that neither the other members nor who is left changes its draws. What it raises carries a note with its label.
+
+        Under a query budget, examples that come with more queries left are attacked apart from those with fewer, and where it
+        runs out, what was found so far is returned. Raises BudgetExceeded only where no example has a query left.
         """
         inner = target.enter(self)
         if not len(x):
             return x
         stream = rng.child("member", self.id, self.number)
+        if inner.budget is not None and bool((inner.queries >= inner.budget).all()):
+            raise BudgetExceeded(
+                f"{self.label} starts with the query budget of {inner.budget} per example used up",
+                rows=tuple(range(len(x))),
+                hint="return the points that you have: what was found is kept",
+            )
+        groups = inner.evenly_spent(torch.arange(len(x), device=x.device))
+        if len(groups) == 1:
+            points = self._run(inner, x, y, threat, stream)
+        else:
+            points = x.clone()
+            for rows in groups:
+                points[rows] = self._run(inner.select(rows), x[rows], y[rows], threat, stream.select(rows))
+        inner.show(points)
+        return points
+
+    def _run(self, inner: Target, x: Tensor, y: Tensor, threat: Threat, stream: Randomness) -> Tensor:
         try:
             with seeded_globally(self.global_rng, stream.seed_for("shard", self.shard), x.device):
                 points = self.attack(inner, x.clone(), y.clone(), threat, stream)
@@ -58,13 +79,12 @@ class Member:
                     f"it returned {got} for {x.dtype} {tuple(x.shape)}", hint="an attack returns one point per row of x"
                 )
         except BudgetExceeded:
-            raise
+            inner.note("the query budget ended it")
+            return inner.best(x)
         except Exception as error:
             error.add_note(f"member {self.label}")
             raise
-        points = points.detach()
-        inner.show(points)
-        return points
+        return points.detach()
 
 
 def members_of(attacks: Sequence[ResolvedAttack], shard: int = 0) -> tuple[Member, ...]:

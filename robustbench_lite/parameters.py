@@ -180,12 +180,19 @@ def _doc(factory: Factory, name: str, hint: Any) -> str:
     for extra in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
         if isinstance(extra, FieldInfo) and extra.description:
             return extra.description
+    # An entry, of one parameter or of several, opens a line or follows a sentence, and ends before the next parameter's or at
+    # the end of the paragraph.
+    known = "|".join(re.escape(f.name) for f in _fields(factory))
+    several, opens = rf"`*(?:{known})`*,\s+", r"(?:^|\n|[.;] ) *"
+    entry = re.compile(
+        rf"{opens}(?:{several})*`*{name}`*(?:,\s+`*(?:{known})`*)*: +(.*?)"
+        rf"(?=\n\n|(?:\n|[.;] ) *(?:{several})*`*(?:{known})`*: |\Z)",
+        re.DOTALL,
+    )
     for owner in factory.__mro__ if isinstance(factory, type) else (factory,):
         text = inspect.cleandoc(vars(owner).get("__doc__") or "") if isinstance(owner, type) else inspect.getdoc(owner) or ""
-        # An entry opens a line or follows a sentence, and ends before the next entry or at the end of the paragraph.
-        entry = re.search(rf"(?:^|\n|[.;] ) *`*{name}`*: +(.*?)(?=\n\n|(?:\n|[.;] ) *`*[a-z]\w*`*: |\Z)", text, re.DOTALL)
-        if entry:
-            return " ".join(entry[1].split()).rstrip(".;")
+        if found := entry.search(text):
+            return " ".join(found[1].split()).rstrip(".;")
     return ""
 
 

@@ -43,10 +43,15 @@ def bpda(forward: Step, backward: Literal["identity"] | Step = "identity") -> St
                 f"bpda: forward returned shape {tuple(value.shape)} and backward {tuple(smooth.shape)}",
                 hint="give a backward function whose output has the shape of forward's",
             )
-        replaced: Tensor = _Replace.apply(smooth, value)  # type: ignore[no-untyped-call]
-        return replaced
+        return with_gradient_of(smooth, value)
 
     return step
+
+
+def with_gradient_of(smooth: Tensor, value: Tensor) -> Tensor:
+    """``value`` bit for bit, with the gradient of ``smooth``, a tensor of the same shape."""
+    replaced: Tensor = _Replace.apply(smooth, value)  # type: ignore[no-untyped-call]
+    return replaced
 
 
 class _Replace(torch.autograd.Function):

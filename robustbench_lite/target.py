@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from robustbench_lite.deployed import Deployed, Ensemble, Rank, average, misclassified, surely_misclassified
+from robustbench_lite.deployed import Deployed, Ensemble, Rank, mean_lead
 from robustbench_lite.errors import AccessError, PluginError
 from robustbench_lite.ledger import Ledger, Remembered, SurrogateLedger
 from robustbench_lite.losses import Loss
@@ -47,8 +47,9 @@ class Target:
     """One attack's view of one defense on N examples. Calls take n inputs; ``index`` (n,) says which examples they are.
 
     Without ``index`` the inputs are all N examples in order. On a stochastic defense a call averages ``eot`` draws, and an
-    example counts as beaten when its point is also misclassified on the mean of ``confirm`` further draws: otherwise the
-    luckiest of many queries would end an attack that the judge then finds to have failed.
+    example counts as beaten when its point is also misclassified on ``confirm`` further draws, by more than chance explains:
+    otherwise the luckiest of many queries would end an attack that the judge then finds to have failed. Until then, the
+    point with the highest lead on such draws is kept.
 
     An attack made of other attacks finds those as ``members``; one that is crafted on other models finds these as
     ``surrogates``.
@@ -107,9 +108,10 @@ class Target:
         return self._query(x, index)
 
     def labels(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """(n,) predicted classes; C means "refused" for a defense that rejects. Needs access ``decision``."""
+        """(n,) predicted classes; C means "refused", or scores that are not finite. Needs access ``decision``."""
         self._require("decision", "labels")
-        return self._query(x, index).argmax(1)
+        scores = self._query(x, index)
+        return torch.where(scores.isfinite().all(1), scores.argmax(1), self.num_classes)
 
     def loss_and_grad(self, x: Tensor, loss: Loss, *aux: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, C), loss (n,) and the loss's gradient with respect to ``x``, all detached. Needs access ``gradient``.
@@ -215,6 +217,16 @@ class Target:
         part._asked = Remembered(None), NOBODY
         return part
 
+    def evenly_spent(self, rows: Tensor) -> list[Tensor]:
+        """The rows (n,), in groups that have made equally many queries; in one, where there is no budget.
+
+        What asks all its examples alike is ended by the budget for all at once. So a group is, and nobody by another's queries.
+        """
+        if self.budget is None or not len(rows):
+            return [rows]
+        spent = self.queries[rows]
+        return [rows[spent == amount] for amount in torch.unique(spent)]
+
     def forgetful(self) -> Target:
         """The same target, which counts what it is asked and keeps nothing of it.
 
@@ -260,7 +272,7 @@ class Target:
         return inner
 
     def show(self, x_adv: Tensor) -> None:
-        """Look at the N points that a member returned, as far as they may count: one query for each such example.
+        """Look at the N points that a member returned, as far as they may count: one query for each such example that has one.
 
         A member may return a point that it never asked about, and what is not seen is lost.
         """
@@ -271,6 +283,8 @@ class Target:
         counts = (x_adv != x).flatten(1).any(1) & ledger.threat.contains(x, x_adv) & ledger.threat.in_box(x_adv)
         if not ledger.minimal:
             counts &= ~self.broken
+        if ledger.budget is not None:
+            counts &= self.queries < ledger.budget
         rows = counts.nonzero()[:, 0]
         if len(rows):
             self._query(x_adv[rows], rows)
@@ -337,20 +351,15 @@ class Target:
         if self._keeps:
             self._ledger.remember(rows, x, scores, self._confirmed if self._confirm else None, self._member)
 
-    def _confirmed(self, owner: Tensor, x: Tensor) -> Tensor:
-        """(n,) bool: whether points stay misclassified on draws of their own, which the attack never sees.
-
-        For a minimal-norm attack, whose points all lie near the boundary, surely so: see ``surely_misclassified``.
-        """
+    def _confirmed(self, owner: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``mean_lead`` of points on draws of their own, which the attack never sees."""
         ledger = self._ledger
         draw = ledger.confirmations[owner] + _occurrence(owner) * self._confirm
         key = f"{self._key}|confirm"
         stacked = self._deployed.stack(x, passes=self._confirm, key=key, ids=self._ids[owner], draw=draw)
         ledger.add("confirmations", owner, self._confirm)
         ledger.add("forwards", owner, self._confirm)
-        if ledger.minimal:
-            return surely_misclassified(stacked, ledger.y[owner], ledger.rejects)
-        return misclassified(average(stacked), ledger.y[owner], ledger.rejects)
+        return mean_lead(stacked, ledger.y[owner], ledger.rejects)
 
     def _count_backward(self, rows: Tensor | None, gradient: Tensor | None, times: int = 1) -> None:
         if rows is not NOBODY:

@@ -93,6 +93,22 @@ def test_a_wrong_number_of_logits_is_a_readable_error(images: Tensor) -> None:
         target.logits(images)
 
 
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(4).round_().div_(4).flatten(1)[:, :3]
+
+
+def test_a_defense_that_changes_its_input_in_place_is_refused(images: Tensor) -> None:
+    """Its input is the judge's own image: points would count as outside the threat model, and so as robust."""
+    y = torch.zeros(300, dtype=torch.int64)
+    for micro_batch in (None, 7):
+        target, _ = make_target(InPlace(), images.clone(), y, "linf:0.1", micro_batch=micro_batch)
+        for ask in (target.logits, target.labels, target):
+            with pytest.raises(PluginError, match="changes its input in place") as refused:
+                ask(images.clone())
+            assert "copy" in str(refused.value.hint)
+
+
 class Rounded(nn.Module):
     """Sees 17 levels of grey, and has the network itself as its surrogate."""
 
@@ -269,6 +285,36 @@ def test_a_surrogate_gives_the_gradient_and_the_defense_itself_the_logits(images
     assert torch.allclose(grad.flatten(1)[0], base.weight[1] - base.weight[0], atol=1e-6)
     assert target.forwards.tolist() == [2] * 10
     assert target.backwards.tolist() == [1] * 10
+
+
+def test_a_surrogate_changes_no_bit_of_the_logits() -> None:
+    """Where votes tie, the rounding of a sum would let a wrong class lead."""
+
+    class Votes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.voters = torch.randn(6, 3, 64, generator=generator)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot(self.each(x).argmax(1), 3).float().mean(2 - 1)
+
+        def each(self, x: Tensor) -> Tensor:
+            return torch.einsum("vcd,nd->ncv", self.voters, x.flatten(1))
+
+        def surrogate(self, x: Tensor) -> Tensor:
+            return 100 * self.each(x).mean(2)
+
+    x = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = Votes()
+    exact = model(x)
+    y = exact.argmax(1)
+    assert (exact.topk(2).values.diff() == 0).sum() > 20, "ties"
+    target, _ = make_target(model, x, y, "linf:0.1", differentiable=False)
+    logits, _, grad = target.loss_and_grad(x, losses.margin, y)
+    assert torch.equal(logits, exact)
+    assert torch.equal(target(x), exact)
+    assert (grad != 0).flatten(1).any(1).all()
 
 
 def test_a_defense_that_detaches_gives_a_zero_gradient(images: Tensor) -> None:

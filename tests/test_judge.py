@@ -150,12 +150,51 @@ def test_one_unlucky_draw_is_no_success_against_a_stochastic_defense() -> None:
     ledger = Ledger(x[rows], y[rows], LINF, minimal=False, rejects=False, budget=None)
     target = Target(deployed, ledger, access="scores", key="0", ids=rows, eot=1)
     for _ in range(50):
-        target.logits(x[rows])  # the clean image itself, again and again
+        target.logits(x[rows] + 1e-5)  # as good as the clean image, again and again
     verdict = judge.judge(ledger, x[rows], LINF)
     assert ledger.broken.float().mean() > 0.9  # nearly every example was once misclassified by chance
     assert verdict.arrays["success"].mean() < 0.1
     assert verdict.arrays["unstable"].mean() > 0.8
     assert 0.7 < verdict.arrays["clean_rate"].mean() < 1.0
+
+
+def test_the_clean_image_is_no_find_however_unlucky_its_draws() -> None:
+    """With no change at all, what a stochastic defense gets wrong is its own error: it would be one of size 0."""
+    n = 200
+    x, y = torch.full((n, 1, 1, 1), 0.3), torch.zeros(n, dtype=torch.int64)
+    deployed = Deployed(CoinFlip(MODEL, sigma=0.5), num_classes=2, stochastic=True)
+    judge = Judge(deployed, x, y, torch.arange(n), passes=1, key="0")
+    rows = judge.correct.nonzero()[:, 0]
+    for minimal in (False, True):
+        ledger = Ledger(
+            x[rows], y[rows], Threat.parse("linf" if minimal else "linf:0"), minimal=minimal, rejects=False, budget=None
+        )
+        target = Target(deployed, ledger, access="scores", key="0", ids=rows, eot=1)
+        for _ in range(20):
+            target.logits(x[rows])
+        assert not target.broken.any()
+        verdict = judge.judge(ledger, x[rows], ledger.threat)
+        assert not verdict.arrays["success"].any()
+        assert "nothing proposed" in reasons(verdict), "some were misclassified in the judge's own draws"
+
+
+def test_a_point_is_looked_at_once_also_where_the_target_saw_it_too() -> None:
+    """Nearly every attack returns what its target keeps: a second look would be a second chance to be lucky."""
+    n = 400
+    x, y = torch.full((n, 1, 1, 1), 0.45), torch.zeros(n, dtype=torch.int64)
+    deployed = Deployed(CoinFlip(MODEL, sigma=0.3), num_classes=2, stochastic=True)
+    judge = Judge(deployed, x, y, torch.arange(n), passes=1, key="0")
+    rows = judge.correct.nonzero()[:, 0]
+    ledger = Ledger(x[rows], y[rows], LINF, minimal=False, rejects=False, budget=None)
+    target = Target(deployed, ledger, access="scores", key="0", ids=rows, eot=1)
+    point = x[rows] + 0.05  # on the boundary: half of the draws
+    for _ in range(8):
+        target.logits(point)
+    same = judge.judge(ledger, target.best(x[rows]), LINF).arrays
+    apart = judge.judge(ledger, point + 0.001, LINF).arrays
+    beaten = {name: found["success"][found["clean_correct"]].mean() for name, found in (("same", same), ("apart", apart))}
+    assert 0.4 < beaten["same"] < 0.6
+    assert 0.65 < beaten["apart"] < 0.85, "two points, two looks"
 
 
 def test_a_refused_adversarial_example_is_a_success_for_the_defense() -> None:

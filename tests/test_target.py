@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +157,56 @@ def test_the_budget_is_per_example_and_refuses_all_or_nothing(labelled: tuple[nn
         target.logits(x[twice], index=twice)
 
 
+def test_examples_are_told_apart_by_what_they_have_spent(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", budget=5)
+    few = torch.tensor([1, 4])
+    target.logits(x[few], index=few)
+    assert [group.tolist() for group in target.evenly_spent(torch.tensor([5, 4, 1, 0]))] == [[5, 0], [4, 1]]
+    assert [group.tolist() for group in target.evenly_spent(few[:0])] == [[]]
+    free, _ = make_target(model, x, y, "linf:0.1")
+    free.logits(x[few], index=few)
+    assert [group.tolist() for group in free.evenly_spent(few)] == [[1, 4]]
+
+
+def test_what_is_shown_asks_only_for_those_who_have_a_query_left(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1", budget=2)
+    spent = torch.tensor([0, 3])
+    for _ in range(2):
+        target.logits(x[spent], index=spent)
+    target.show((x + 0.01).clamp(0, 1))
+    assert target.queries.tolist() == [2, 1, 1, 2, 1, 1]
+
+
+def test_scores_that_are_not_finite_are_no_class_and_it_is_said() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.cat([x.flatten(1), 1 - x.flatten(1)], 1)
+            return torch.where(x.flatten(1) > 0.5, torch.tensor([math.nan, 0.0]), logits)
+
+    x, y = torch.tensor([0.2, 0.45]).view(2, 1, 1, 1), torch.tensor([1, 1])
+    target, _ = make_target(Broken(), x, y, "linf:0.1")
+    assert target.labels(x).tolist() == [1, 1]
+    assert not target._ledger.notes
+    assert target.labels(x + 0.09).tolist() == [1, 2]
+    assert not target.broken.any()
+    assert any("NaN or infinite" in note for note in target._ledger.notes)
+
+
+def test_rows_may_be_made_under_inference_mode(labelled: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = labelled
+    target, _ = make_target(model, x, y, "linf:0.1")
+    with torch.inference_mode():
+        rows = torch.tensor([0, 1])
+        target.logits(x[rows], rows)
+        rows += 2
+        target.logits(x[rows], rows)
+        part = target.select(rows)
+        part.logits(x[rows])
+    assert target.queries.tolist() == [1, 1, 2, 2, 0, 0]
+
+
 def test_best_so_far_is_kept_once_found_and_only_inside_the_threat_model() -> None:
     model = Linear(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0]))  # class 1 above x = 0.5
     x, y = torch.tensor([0.45, 0.30]).view(2, 1, 1, 1), torch.tensor([0, 0])
@@ -231,7 +283,7 @@ def test_nan_logits_are_never_a_success() -> None:
 
 
 def test_a_lucky_query_is_no_success_where_points_are_confirmed(images: Tensor) -> None:
-    """The clean image, asked for 200 times: single draws flip now and then, the mean over 64 draws does not."""
+    """A point beside the clean image, asked for 200 times: single draws flip now and then, the mean over 64 draws does not."""
     model = CoinFlip(Linear.binary((1, 8, 8)), sigma=3.0)
     x = images[:40]
     y = model.base(x).argmax(1)
@@ -241,7 +293,7 @@ def test_a_lucky_query_is_no_success_where_points_are_confirmed(images: Tensor) 
     for confirm in (0, 64):
         target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, access="scores", confirm=confirm)
         for _ in range(200):
-            target.logits(x)
+            target.logits(x.lerp(1 - x, 1e-4))
         found[confirm] = target
     assert found[0].broken.any()
     assert not found[64].broken.any()
@@ -270,6 +322,41 @@ def test_what_a_minimal_norm_search_keeps_at_a_random_boundary_stands_on_fresh_d
     found = target.broken
     assert found.sum() > 20
     assert misclassified(fresh.logits(target.best(x)), y)[found].float().mean() > (0.95 if sigma < 1 else 2 / 3)
+
+
+def test_under_a_radius_a_search_goes_on_from_lucky_points_until_one_is_surely_misclassified(images: Tensor) -> None:
+    """Points ever further beyond the boundary: an example that left at the first find would be lost in most fresh draws."""
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=1.0)
+    x = images[:60]
+    y = model.base(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    lead = -losses.margin(model.base(leaf), y)
+    (slope,) = torch.autograd.grad(lead.sum(), leaf)
+    way = -(lead.detach() / slope.flatten(1).square().sum(1)).view(-1, 1, 1, 1) * slope
+    target, _ = make_target(model, x, y, "l2:1000", stochastic=True, confirm=16)
+    kept = []
+    for share in torch.linspace(0.98, 1.25, 200):
+        rows = (~target.broken).nonzero()[:, 0]
+        target.logits((x + share * way).clamp(0, 1)[rows], rows)
+        kept.append(((target.best(x) != x).flatten(1).any(1) & ~target.broken).sum())
+    assert max(kept) > 10, "found, and not surely"
+    assert target.broken.sum() > 20
+    fresh, _ = make_target(model, x, y, "l2:1000", stochastic=True, eot=64)
+    assert misclassified(fresh.logits(target.best(x)), y)[target.broken].float().mean() > 2 / 3, (
+        "the noise is as large as the lead, see above"
+    )
+
+
+def test_of_many_equally_good_points_few_are_confirmed(images: Tensor) -> None:
+    model = CoinFlip(Linear.binary((1, 8, 8)), sigma=3.0)
+    x = images[:40]
+    y = model.base(x).argmax(1)
+    target, _ = make_target(model, x, y, "linf:0.1", stochastic=True, confirm=64, eot=4)
+    for _ in range(400):
+        target.logits(x.lerp(1 - x, 1e-4))
+    times = (target.forwards - 1600) // 64
+    assert (times > 3).any()
+    assert times.max() <= 8 + 34 + 10, "8, then log(400 / 8) / log(9 / 8), and records"
 
 
 def test_confirmation_does_not_depend_on_who_else_is_in_the_batch(images: Tensor) -> None:

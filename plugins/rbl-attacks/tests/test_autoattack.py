@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from linear_problem import distances, problem
 from torch import Tensor, nn
 
 from rbl_attacks.autoattack import AutoAttack
-from robustbench_lite import InvalidParameter, Randomness, Target, Threat
+from robustbench_lite import BudgetExceeded, InvalidParameter, Randomness, Target, Threat
 from robustbench_lite.composition import resolve_members
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
@@ -123,6 +124,34 @@ def test_a_protocol_sets_only_what_counts() -> None:
         "version=rand": "autoattack[version=rand,steps=20]",
         "version=custom,attacks=[fgsm]": "autoattack[version=custom,attacks=[fgsm]]",
     }
+
+
+@pytest.mark.parametrize(
+    ("attacks", "budget"),
+    [
+        ("[square[queries=150],'apgd-ce[steps=20]',a3]", 120),
+        ("[square[queries=20],a3,'fab-t[steps=5]']", 100),
+        ("[a3,bim]", 60),
+    ],
+)
+def test_under_a_budget_nobody_is_ended_by_the_queries_of_others(attacks: str, budget: int) -> None:
+    """Square asks some examples more often than others, and A3 takes some through more of its runs."""
+    model, x, y = fixture("at")
+    x, y, threat = x[:24], y[:24], Threat.parse("linf:0.15")
+
+    def spent(rows: slice) -> tuple[list[int], list[bool]]:
+        found, of = attack(version="custom", attacks=attacks), torch.arange(24)[rows]
+        target, rng = target_for(found, model, x, y, threat, budget=budget)
+        part = target.select(of)
+        with suppress(BudgetExceeded):
+            found(part, x[rows], y[rows], threat, rng.select(of))
+        return part.queries.tolist(), part.broken.tolist()
+
+    whole = spent(slice(None))
+    alone = [spent(slice(i, i + 1)) for i in range(24)]
+    assert whole == ([q for (q,), _ in alone], [b for _, (b,) in alone])
+    assert max(whole[0]) == budget
+    assert len(set(whole[0])) > 3
 
 
 # ------------------------------------------------------------------------------------------------------------- strength

@@ -50,6 +50,22 @@ class RefusesBright(nn.Module):
         return torch.cat([self.base(x), 10 * x.flatten(1).mean(1, keepdim=True)], 1)
 
 
+@pytest.mark.parametrize("attack", [BIM(), MIFGSM(), BIM(stop_on_success=True)], ids=str)
+@pytest.mark.parametrize("left", [1, 40])
+def test_examples_that_another_attack_has_beaten_are_left_alone(attack: BIM, left: int) -> None:
+    model, x, y = few()
+    target, rng = make_target(model, x, y, "linf:0.3")
+    far = x.clone()
+    far[left:] += 0.3 * torch.autograd.functional.jacobian(lambda z: losses.cross_entropy(model(z), y).sum(), x)[left:].sign()
+    target.logits(far.clamp(0, 1))
+    beaten = target.broken
+    assert 0 < beaten.sum() < len(x)
+    known = target.best(x)
+    points = attack(target, x, y, Threat.parse("linf:0.3"), rng)
+    assert torch.equal(points[beaten], known[beaten])
+    assert Threat.parse("linf:0.3").contains(x, points).all()
+
+
 def few(name: str = "at", n: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
     model, x, y = fixture(name)
     return model, x[:n], y[:n]

@@ -31,6 +31,25 @@ def follow(losses: Callable[[int], float], steps: int = 100) -> tuple[list[int],
     return checkpoints, halvings, sizes
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-16, 1.0, 1e16, 1e30])
+def test_a_step_under_l2_has_length_one_however_small_or_large_the_gradient(scale: float) -> None:
+    """A confident network's derivatives have squares that float32 holds as 0."""
+    gradient = torch.tensor([[3.0, -4.0], [0.6, 0.8]]) * torch.tensor([[1.0], [scale]])
+    step = steepest(gradient, gradient, "l2")
+    assert step.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert (step[1].sign() == gradient[1].sign()).all()
+    assert torch.equal(step[:1], steepest(gradient[:1], gradient[:1], "l2")), "nobody else's gradient counts"
+
+
+def test_what_is_no_number_moves_nothing_and_the_rest_does() -> None:
+    gradient = torch.tensor([[3.0, 4.0, 0.0], [3.0, 4.0, float("nan")], [3.0, float("inf"), 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[0.6, 0.8, 0], [0.6, 0.8, 0], [1, 0, 0], [0, 0, 0]])
+    assert torch.allclose(steepest(gradient, gradient, "l2"), expected, atol=1e-6)
+    assert steepest(gradient[:0], gradient[:0], "l2").shape == (0, 3)
+    accumulated = Accumulated(1.0, "l2", decay=1.0)
+    assert torch.allclose(accumulated.move(gradient, gradient)[:2], expected[:2], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [

@@ -187,6 +187,15 @@ def test_nes_lowers_its_step_where_there_is_no_progress() -> None:
     assert (gained[0] > 1.02 * gained[1]).all()
 
 
+def test_nes_never_raises_its_step() -> None:
+    model, x, y = problem(6)
+    threat = Threat("linf", 0.5 * float(distances("linf")[:6].min()))
+    target, rng = make_target(model, x, y, threat, access="scores")
+    attack = NES(queries=30 * 11, samples=10, lr=1e-5, min_lr=5e-5, plateau=2, momentum=0.0)
+    x_adv = attack(target, x, y, threat, rng)
+    assert (x_adv - x).abs().max() <= 30 * 1e-5 * 1.01
+
+
 def test_pixels_move_in_ever_smaller_numbers_as_published() -> None:
     attack = SparseRS(alpha=0.3)
     shares = {0: 1, 1: 2, 50: 2, 51: 4, 201: 5, 501: 6, 1001: 8, 2001: 10, 4001: 12, 6001: 15, 8001: 20, 9999: 20}
@@ -196,14 +205,14 @@ def test_pixels_move_in_ever_smaller_numbers_as_published() -> None:
     assert attack.moved(9000, 3) == 1
 
 
-def test_distinct_places_are_distinct_and_even() -> None:
-    draws = Randomness("0", torch.arange(6000)).integers(None, (3,), 0, 8 - 3 + 1)
-    places = _distinct(draws)
-    assert (places.diff(dim=1) > 0).all()
-    assert 0 <= places.min() <= places.max() <= 7
-    assert places.flatten().bincount(minlength=8).min() > 0.8 * 6000 * 3 / 8
-    one = _distinct(Randomness("0", torch.arange(6000)).integers(None, (1,), 0, 8))
-    assert stats.chisquare(one.flatten().bincount(minlength=8).numpy()).pvalue > 1e-3
+@pytest.mark.parametrize(("count", "size"), [(1, 8), (2, 3), (3, 6), (5, 6), (6, 6)])
+def test_every_choice_of_distinct_places_is_equally_likely(count: int, size: int) -> None:
+    places = _distinct(Randomness("0", torch.arange(6000)).uniform(None, (count,)), size)
+    assert 0 <= places.min() <= places.max() < size
+    chosen = (2**places).sum(1).bincount(minlength=2**size)  # of distinct places, a number of its own for each choice
+    of_that_size = torch.tensor([number.bit_count() == count for number in range(2**size)])
+    assert int(chosen[~of_that_size].sum()) == 0, "two places are the same"
+    assert count == size or stats.chisquare(chosen[of_that_size].numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("count", [1, 3, 12, 35])

@@ -274,6 +274,11 @@ def test_it_beats_a_model_without_gradients() -> None:
     assert (model(x_adv).argmax(1) != y).float().mean() > 0.9
 
 
+def test_a_point_whose_scores_are_not_finite_holds_no_search() -> None:
+    logits = torch.tensor([[0.0, 1.0, -2.0], [0.0, math.inf, 1.0], [0.0, math.nan, 1.0], [-math.inf, 0.0, 1.0]])
+    assert lead(logits, torch.zeros(4, dtype=torch.int64), 3).tolist() == [1, -math.inf, -math.inf, -math.inf]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_each_example_ends_by_itself_at_its_budget(norm: str) -> None:
     """As a member of another attack, examples come with budgets that are more or less used up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -16,7 +17,7 @@ from rbl_attacks.best import Best
 from rbl_attacks.geometry import in_ball, select
 from rbl_attacks.margins import lead, likely_classes
 from rbl_attacks.schedule import steepest
-from robustbench_lite import Randomness, Target, Threat
+from robustbench_lite import BudgetExceeded, Randomness, Target, Threat
 
 # For each run: it takes the examples whose best lead is at most this share of the clean image's, and climbs for so many steps.
 # Further runs are like the last. The first does not explore, the next RANDOM do so in random directions, others in chosen ones.
@@ -69,11 +70,8 @@ class A3:
         best.keep(torch.arange(len(x), device=x.device), x, clean)
         nearest = _leads(logits, y)  # of each class, over all points seen
         weights = torch.zeros_like(nearest)  # of the best run
-        for run in range(self.restarts):
-            share, steps = self._run(run)
-            rows = (~target.broken & (best.loss >= share * clean)).nonzero()[:, 0]
-            if not len(rows):
-                break
+
+        def attempt(run: int, rows: Tensor, steps: int) -> None:
             chosen = rng.select(rows).child("run", run)
             chase = self._weights(run, y[rows], nearest[rows], weights[rows], target.num_classes, chosen)
             climb = _Climb(target.select(rows), x[rows], y[rows], threat, chosen, nearest[rows])
@@ -84,6 +82,15 @@ class A3:
             better = best.keep(rows, climb.best, climb.best_loss)
             weights[rows[better]] = chase[climb.rows[better]]
             nearest[rows] = climb.nearest
+
+        for run in range(self.restarts):
+            share, steps = self._run(run)
+            rows = (~target.broken & (best.loss >= share * clean)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            for some in target.evenly_spent(rows):
+                with suppress(BudgetExceeded):
+                    attempt(run, some, steps)
         return target.best(best.points)
 
     def _weights(self, run: int, y: Tensor, nearest: Tensor, known: Tensor, classes: int, rng: Randomness) -> Tensor:

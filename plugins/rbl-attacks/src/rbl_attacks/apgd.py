@@ -28,6 +28,10 @@ Goals = tuple[Callable[..., Tensor], Sequence[tuple[Tensor, ...]]]
 class AutoPGD(ABC):
     """What the members of the family share: everything but the loss.
 
+    steps: gradient steps of each restart. restarts: runs from fresh random points, on what the earlier ones left. rho: the
+    least share of increases among the steps of a period that keeps the step size (linf, l2). larger_radii: under l1, search
+    at 3 eps and 2 eps first. finish: under l2 and l1, also try the linear optimum at the best gradient, for one forward pass.
+
     The step size is halved, and the search sent back to its best point, where a period of steps brought too few increases
     of the loss or no better point (linf and l2, with momentum); under l1 the step size and the number of values that move
     follow the sparsity of the best point, and the search runs through larger radii first.
@@ -98,11 +102,7 @@ class AutoPGD(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class APGDCE(AutoPGD):
-    """Auto-PGD on the cross-entropy.
-
-    steps: gradient steps of each restart. restarts: runs from fresh random points, on what the earlier ones left. rho: the
-    least share of increases among the steps of a period that keeps the step size (linf, l2). larger_radii: under l1, search
-    at 3 eps and 2 eps first. finish: under l2 and l1, also try the linear optimum at the best gradient, for one forward pass.
+    """Auto-PGD on the cross-entropy, with the parameters of ``AutoPGD``.
 
     Returns the beaten point of each example, otherwise the one with the highest loss. Differs from the reference at the
     first checkpoint, where the first step's loss is compared with that of the start.
@@ -114,7 +114,7 @@ class APGDCE(AutoPGD):
 
 @dataclass(frozen=True, kw_only=True)
 class APGDDLR(AutoPGD):
-    """Auto-PGD on the difference of logits ratio, which knows no scale of the logits; parameters as of ``apgd-ce``.
+    """Auto-PGD on the difference of logits ratio, which knows no scale of the logits; parameters as of ``AutoPGD``.
 
     With two classes, where that ratio is not defined, on the margin.
     """
@@ -132,7 +132,7 @@ class APGDT(AutoPGD):
     targets: how many classes, from the most likely wrong one of the clean image downwards; at most all wrong ones. A run of
     ``steps`` steps for the first, and for the others on what it left, side by side on small images; an example leaves when one
     of its runs beats it. ``restarts`` repeats all of that. The other parameters are those of
-    ``apgd-ce``. With three classes, where that ratio is not defined, on the targeted cross-entropy; with two, on the margin.
+    ``AutoPGD``. With three classes, where that ratio is not defined, on the targeted cross-entropy; with two, on the margin.
 
     The ranks are those at the clean image, which the reference computes anew for each class: the same, for one pass instead.
     """

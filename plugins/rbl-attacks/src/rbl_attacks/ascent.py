@@ -52,7 +52,8 @@ class Climb:
         """
         current = previous = self.best
         loss = self.best_loss
-        settles = schedule.settles and not self.target.stochastic
+        # Under a budget all ask alike, so that it ends all at once, and nobody by another's queries.
+        settles = schedule.settles and not self.target.stochastic and self.target.budget is None
         for number in range(steps if len(self.rows) else 0):
             if settles and number:
                 loss, self.gradient = self.ask_moved(current, previous, loss, self.gradient)

@@ -38,7 +38,11 @@ class BIM:
         seen = target if self.stop_on_success else target.forgetful()
         climb = Climb(seen, x, threat, objective("ce", target), (y,), x)
         last = climb.run(self.steps, self._schedule(threat), look_at_last=self.stop_on_success)
-        return target.best(climb.result()[0]) if self.stop_on_success else last.where(last.isfinite(), x)
+        if self.stop_on_success:
+            return target.best(climb.result()[0])
+        points = target.best(x)  # of those that were beaten before, as a member of another attack
+        points[climb.rows] = last.where(last.isfinite(), climb.x)
+        return points
 
     def _schedule(self, threat: Threat) -> Fixed:
         return Fixed(threat.eps / 4 if self.step is None else self.step, threat.norm)

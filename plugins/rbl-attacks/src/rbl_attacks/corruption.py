@@ -106,8 +106,8 @@ PIECE = 1 << 23
 class Corruption:
     """One draw of one corruption; the defense is asked nothing.
 
-    name: of the twelve of ImageNet-C that need neither textures nor outside programs, or ``speckle-noise`` and
-    ``gaussian-blur`` of its validation set. severity: 1 to 5. table: of whose parameters, ``cifar`` or ``imagenet``; ``auto``
+    name: of the fifteen of ImageNet-C all but snow, frost and elastic transform, or ``speckle-noise`` and ``gaussian-blur`` of
+    its validation set. severity: 1 to 5. table: of whose parameters, ``cifar`` or ``imagenet``; ``auto``
     takes ``imagenet`` from 64 pixels on. Shorter sides than 32 or 224 shrink all lengths in pixels by the same ratio.
 
     Only examples that are classified correctly are corrupted, and a clean error stays one: published accuracies, which also

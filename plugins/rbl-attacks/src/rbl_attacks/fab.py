@@ -29,6 +29,12 @@ class FastAdaptiveBoundary(ABC):
     from the clean image, a little further than that; a point found on the other side is pulled back towards the clean image.
 
     With a radius (as a member of an ensemble) an example leaves at its first point inside; without one it never leaves.
+
+    steps: of each restart. restarts: the first run starts at the clean image, others at random points around it, half as far
+    as the best point known and at most half of 0.3 (linf), 1 (l2) or 5 (l1), or of the radius. alpha_max: largest weight of
+    the way from the clean image. eta: how far to go, in units of the way to the boundary; on a linear model this alone leaves
+    0.5 %. beta: what is kept of a found perturbation when the search goes on from it. refine: bisections between the clean
+    image and the best point at the end; 0 as published.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100
@@ -98,11 +104,7 @@ class FastAdaptiveBoundary(ABC):
 class FAB(FastAdaptiveBoundary):
     """Towards the nearest of all linearised boundaries, with one backward pass per wrong class and step.
 
-    steps: of each restart. restarts: the first run starts at the clean image, others at random points around it, half as far
-    as the best point known and at most half of 0.3 (linf), 1 (l2) or 5 (l1), or of the radius. alpha_max: largest weight of
-    the way from the clean image. eta: how far to go, in units of the way to the boundary; on a linear model this alone leaves
-    0.5 %. beta: what is kept of a found perturbation when the search goes on from it. refine: bisections between the clean
-    image and the best point at the end; 0 as published.
+    Parameters as of ``FastAdaptiveBoundary``.
     """
 
     def passes(self, num_classes: int) -> int:
@@ -118,8 +120,10 @@ class FABT(FastAdaptiveBoundary):
     """Towards one class at a time: each of the ``targets`` wrong classes with the largest logits at the clean image, the first
     alone and the others side by side on small images.
 
-    Other parameters as in FAB. Without a radius every class is tried and the smallest point kept; the reference stops at the
-    first class that succeeds, which need not be the nearest.
+    targets: how many classes; at most all wrong ones. Other parameters as of ``FastAdaptiveBoundary``.
+
+    Without a radius every class is tried and the smallest point kept; the reference stops at the first class that succeeds,
+    which need not be the nearest.
     """
 
     targets: Annotated[int, Field(ge=1)] = 9
@@ -134,7 +138,7 @@ class FABT(FastAdaptiveBoundary):
 
 
 def _around(target: Target, x: Tensor, threat: Threat, streams: list[Randomness]) -> Tensor:
-    """A random point of the box near each clean image, from one stream after the other; see FAB."""
+    """A random point of the box near each clean image, from one stream after the other; see FastAdaptiveBoundary."""
     most = threat.eps if math.isfinite(threat.eps) else REACH[threat.norm]
     known = length(target.best(x) - x, threat.norm)
     reach = torch.where(per_image(target.broken, x), known, most).clamp_max(most)

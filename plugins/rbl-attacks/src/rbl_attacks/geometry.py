@@ -116,11 +116,11 @@ def linear_optimum(x: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
 
     It is where a white-box attack on a linear model should end. linf: every value moves by eps along its sign. l1: the values
     with the largest derivatives move as far as the box lets them, until eps is spent. l2: value i moves by
-    min(mu |g_i|, room_i), with the mu at which the length is eps. Values with derivative zero do not move.
+    min(mu |g_i|, room_i), with the mu at which the length is eps. Values whose derivative is zero, or not finite, do not move.
     """
     if threat.norm == "linf":
         return threat.project(x, x + threat.eps * gradient.sign())
-    origin, slope = x.flatten(1).double(), gradient.flatten(1).double()
+    origin, slope = x.flatten(1).double(), gradient.flatten(1).double().nan_to_num_(0, 0, 0)
     size, room = slope.abs(), torch.where(slope > 0, 1 - origin, origin)
     move = _fill(size, room, threat.eps) if threat.norm == "l1" else _stretch(size, room, threat.eps)
     return threat.project(x, (origin + slope.sign() * move).to(x.dtype).view_as(x))

@@ -15,10 +15,14 @@ from robustbench_lite import Target, Threat
 
 
 def lead(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """(n,) by how much the best wrong class leads: positive exactly where the point is adversarial."""
+    """(n,) by how much the best wrong class leads: positive exactly where the point is adversarial.
+
+    -inf where that is no finite number: the judge counts no such point, and a search is not to end at one.
+    """
     label = y[:, None]
     scores = logits if logits.shape[1] == classes else logits[:, :classes]
-    return scores.scatter(1, label, -math.inf).amax(1) - _held(logits, label, classes)
+    ahead = scores.scatter(1, label, -math.inf).amax(1) - _held(logits, label, classes)
+    return ahead.nan_to_num_(-math.inf, -math.inf, -math.inf)
 
 
 def leads_of(logits: Tensor, y: Tensor, others: Tensor, classes: int) -> Tensor:

@@ -16,8 +16,8 @@ from robustbench_lite import Threat
 class MIFGSM(BIM):
     """BIM along accumulated gradients, which transfer better to other defenses than single ones.
 
-    steps, stop_on_success: as for BIM. step: length of a step in the threat's norm; None for eps / steps. decay: by what the
-    sum of the earlier gradients, each brought to l1 length 1, is multiplied at each step; 0 for BIM.
+    step: length of a step in the threat's norm; None for eps / steps. decay: by what the sum of the earlier gradients, each
+    brought to l1 length 1, is multiplied at each step; 0 for BIM, of which the other parameters are.
     """
 
     decay: Annotated[float, Field(ge=0)] = 1.0

@@ -70,7 +70,8 @@ class NES:
             velocity[rows] = self.momentum * velocity[rows] + (1 - self.momentum) * gradient
             recent[rows] = torch.cat([recent[rows, 1:], level[:, None]], 1)
             stuck = rows[recent[rows, -1] < recent[rows, 0]]
-            rate[stuck], recent[stuck] = (rate[stuck] / self.drop).clamp_min(self.min_lr), math.nan
+            lower = (rate[stuck] / self.drop).clamp_min(min(self.min_lr, self.lr))
+            rate[stuck], recent[stuck] = lower, math.nan
 
             step = per_image(rate[rows], x) * self._direction(velocity[rows], threat.norm)
             current[rows] = point = threat.project(x[rows], current[rows] + step)

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rbl_attacks.geometry import TINY, length, on_sphere, per_image
+from rbl_attacks.geometry import TINY, direction, length, on_sphere, per_image
 
-SHORTEST = 1e-18  # of gradients that keep their direction under l2: the squares of shorter ones are lost in float32
+# Lengths of gradients whose squares float32 holds well enough: others are scaled first.
+ORDINARY = (1e-15, 1e15)
 
 
 class Schedule(Protocol):
@@ -46,7 +47,7 @@ def steepest(gradient: Tensor, points: Tensor, norm: str, count: int | Tensor = 
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        return gradient * (1 / length(gradient, "l2").clamp_min(SHORTEST))
+        return _unit(gradient)
     blocked = ((gradient > 0) & (points >= 1)) | ((gradient < 0) & (points <= 0))
     size = torch.where(blocked, 0, gradient.abs()).flatten(1)
     if isinstance(count, Tensor):
@@ -55,6 +56,17 @@ def steepest(gradient: Tensor, points: Tensor, norm: str, count: int | Tensor = 
         least = size.topk(count, dim=1).values[:, -1:]
     chosen = (size >= least).view_as(gradient) & ~blocked
     return on_sphere(torch.where(chosen, gradient, 0).sign(), "l1", 1.0)
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Gradients (n, ...) at Euclidean length 1, however small; 0 in place of what is not finite, and where all is 0."""
+    size = length(gradient, "l2")
+    unit = gradient * (1 / size)
+    low, high = size.aminmax() if len(size) else ORDINARY
+    if not (float(low) > ORDINARY[0] and float(high) < ORDINARY[1]):  # NaN is neither
+        odd = (~((size > ORDINARY[0]) & (size < ORDINARY[1]))).flatten().nonzero()[:, 0]
+        unit.index_copy_(0, odd, direction(gradient.index_select(0, odd).nan_to_num_(0, 0, 0)))
+    return unit
 
 
 class Fixed:
@@ -89,6 +101,7 @@ class Accumulated(Fixed):
 
     def move(self, gradient: Tensor, points: Tensor) -> Tensor:
         if self.decay:
+            gradient = gradient.nan_to_num(0, 0, 0)
             size = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             gradient = gradient / per_image(size, gradient)
             if self.total is not None:

@@ -81,10 +81,10 @@ class SparseRS:
         """Each example's next point (n, C, pixels), and its pixels' order, in which those that moved have swapped places."""
         free = order.shape[1] - count
         moved = min(self.moved(query, count), free or count)
-        first = _distinct(draws.integers(None, (moved,), 0, count - moved + 1, draw=query))
+        first = _distinct(draws.uniform(None, (moved,), draw=query), count)
         other = first
         if free:
-            other = count + _distinct(draws.child("to").integers(None, (moved,), 0, free - moved + 1, draw=query))
+            other = count + _distinct(draws.child("to").uniform(None, (moved,), draw=query), free)
         out, into = order.gather(1, first), order.gather(1, other)
         had = _at(current, into)
         colour = (colours.sign(None, had.shape[1:], draw=query) > 0).to(current.dtype)
@@ -94,9 +94,17 @@ class SparseRS:
         return point, order.scatter(1, first, into).scatter(1, other, out)
 
 
-def _distinct(draw: Tensor) -> Tensor:
-    """(n, m) different places of 0, ..., k - 1, from m whole numbers below k - m + 1: sorted, and then spread."""
-    return draw.sort(1).values + torch.arange(draw.shape[1], device=draw.device)
+def _distinct(draw: Tensor, size: int) -> Tensor:
+    """(n, m) different places of 0, ..., size - 1, every choice equally likely, from numbers in [0, 1).
+
+    Floyd's way: each number chooses among one place more than the one before, and gets that place if its choice is taken.
+    """
+    last = torch.arange(size - draw.shape[1], size, device=draw.device)
+    places = (draw * (last + 1)).long()
+    for i in range(1, draw.shape[1]):
+        taken = (places[:, :i] == places[:, i, None]).any(1)
+        places[:, i] = torch.where(taken, last[i], places[:, i])
+    return places
 
 
 def _at(image: Tensor, pixels: Tensor) -> Tensor:
