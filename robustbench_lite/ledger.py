@@ -190,6 +190,8 @@ class Ledger:
             if not self.minimal:
                 tried = self._claims.made(owner, leads(scores[at], y[at], self.rejects))
                 owner, points, size = owner[tried], points[tried], size[tried]
+                if not len(owner):
+                    return
             lead, sure = confirmed(owner, points)
             stays = sure if self.minimal else sure | (lead > self._lead[owner])
             owner, points, size, lead, sure = (each[stays] for each in (owner, points, size, lead, sure))
