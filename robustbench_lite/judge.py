@@ -106,12 +106,10 @@ class Judge:
         adv = self._try(points, rows, valid, "proposed")
         beaten = torch.zeros_like(valid)
         beaten[valid] = misclassified(adv.scores, y[valid], self._deployed.rejects)
-        unchanged = (points == x).flatten(1).all(1)  # a stochastic defense's own errors are nobody's find
+        beaten &= (points != x).flatten(1).any(1)  # a stochastic defense's own errors are nobody's find
         finite = torch.ones_like(valid)
         finite[valid] = adv.scores.isfinite().all(1)
         rejected[valid & ~beaten] = _NOT_MISCLASSIFIED
-        rejected[beaten & unchanged] = _NOTHING
-        beaten &= ~unchanged
         rejected[valid & ~finite] = _BAD_LOGITS
 
         size = torch.full((len(rows),), float("inf"), dtype=torch.float64, device=x.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -129,3 +130,17 @@ def test_workers_that_cannot_start_are_an_error_with_what_they_said(registry: Re
 def test_nothing_to_do_starts_no_worker(tmp_path: Path) -> None:
     for name in ("local", "inline"):
         make_executor(name, [CPU], timeout=None, plugins=[tmp_path / "gone.py"] if name == "local" else [TOY]).run([], print)
+
+
+def test_workers_import_what_their_parent_does_whatever_lies_in_the_current_directory(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('not the one of Python')\n")
+    (tmp_path / "robustbench_lite").mkdir()
+    (tmp_path / "robustbench_lite" / "__init__.py").write_text("raise SystemExit('another checkout')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    items = work(registry, tmp_path / "store", "toy/shift")
+    ended: list[dict[str, Any]] = []
+    LocalExecutor([CPU], plugins=[TOY]).run(items, lambda event: ended.append(event) if event["event"] == "finished" else None)
+    assert [event["status"] for event in ended] == ["done"]

@@ -228,4 +228,10 @@ def _report(
             warn(f"{counted(number, 'cell')} skipped: {reason}")
         warn("nothing could be run; `rbl plan` with the same options shows every cell")
         return 2
+    if "all" not in request.attack:  # what was asked for by name is not left out of the tables without a word
+        run = {cell.attack for cell in plan.cells if cell.state != "skip"}
+        for attack, reason in sorted({(cell.attack, cell.reason) for cell in plan.cells if cell.attack}):
+            if attack in run or reason in unusable:
+                continue
+            warn(f"{attack} was skipped everywhere: {reason}")
     return 1 if failures or unusable else 0

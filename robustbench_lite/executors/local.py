@@ -41,7 +41,7 @@ class Worker:
         self.events, write_end = os.pipe()
         os.set_blocking(self.events, False)
         self._unfinished = b""
-        command = [sys.executable, "-m", "robustbench_lite.executors.worker", "--device", slot.device]
+        command = [sys.executable, "-P", "-m", "robustbench_lite.executors.worker", "--device", slot.device]
         command += ["--threads", str(slot.threads or 0), "--events", str(write_end)]
         for plugin in plugins:
             command += ["--plugin", str(plugin)]
@@ -53,7 +53,7 @@ class Worker:
                 stderr=self._log,
                 pass_fds=(write_end,),
                 start_new_session=True,  # Ctrl-C reaches the parent only; killing takes the plugin's children along
-                env=os.environ | ({"OMP_NUM_THREADS": str(slot.threads)} if slot.threads else {}),
+                env=os.environ | _importing_alike() | ({"OMP_NUM_THREADS": str(slot.threads)} if slot.threads else {}),
             )
         finally:
             os.close(write_end)
@@ -226,3 +226,8 @@ class _Run:
             self._emit({"event": "finished", "key": item.key, "label": item.label, "status": status, "reason": reason})
         if self._queue or self._later:
             self._start(worker.slot)
+
+
+def _importing_alike() -> dict[str, str]:
+    """What makes a worker import the modules that this process would: not another checkout that it happens to be started in."""
+    return {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}

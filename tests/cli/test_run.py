@@ -388,3 +388,11 @@ def test_a_second_radius_keeps_the_name_of_the_first(tmp_path: Path) -> None:
     assert "linf:0.1" in (tmp_path / "tables" / "digits-linf-0.1.md").read_text()
     invoke("report", "--out", "tables", plugin=None)
     assert sorted(path.name for path in (tmp_path / "tables").glob("*.md")) == ["digits-linf-0.1.md", "digits-linf.md"]
+
+
+def test_an_attack_that_was_named_is_not_left_out_without_a_word() -> None:
+    """Its column is missing from the table, and the worst case is over fewer attacks than were asked for."""
+    named = invoke("run", *options(attack="toy/shift,rbl/ddn"))
+    assert "ddn was skipped everywhere: norm linf not supported by ddn" in named.err
+    assert "shift was skipped" not in named.err
+    assert "was skipped" not in invoke("run", *options()).err
