@@ -15,6 +15,7 @@ from rbl_attacks.cw import CarliniWagner
 from rbl_attacks.search import ConstantSearch
 from robustbench_lite import Threat
 from robustbench_lite.testing import Linear, make_target
+from robustbench_lite.testing.problems import Problem
 
 FREE = Threat("l2", math.inf)
 
@@ -139,3 +140,17 @@ def test_on_all_digits(name: str, published: float) -> None:
     sizes = minimal_sizes(name, "l2", CarliniWagner(steps=500))
     assert sizes.isfinite().all()
     assert sizes.median().item() == pytest.approx(published, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 1, 5)])
+def test_images_of_any_size_end_at_the_same_bits_alone_and_together(shape: tuple[int, ...]) -> None:
+    """Where an image's values do not fill whole vectors, its place in the batch decides how float32's atanh rounds."""
+    problem = Problem.make(5, shape, 9)
+    model, x, y, threat = problem.model, problem.x, problem.y, Threat.parse("l2")
+
+    def points(of: Tensor) -> Tensor:
+        target, rng = make_target(model, x[of], y[of], threat, ids=of, goal="minimal-norm")
+        return CarliniWagner(steps=30, search_steps=2, lr=0.05)(target, x[of], y[of], threat, rng)
+
+    together = points(torch.arange(9))
+    assert torch.equal(together, torch.cat([points(torch.tensor([i])) for i in range(9)]))

@@ -105,6 +105,17 @@ def test_fmn_under_l0_is_at_most_a_pixel_from_the_closed_form(channels: int) -> 
     assert (found == least).mean() >= 0.8
 
 
+@pytest.mark.parametrize("attack", [FMN(), SigmaZero(steps=100)], ids=repr)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_pixel_are_attacked_under_l0(attack: FMN | SigmaZero, channels: int) -> None:
+    model = Linear.binary((channels, 1, 1), 1)
+    x = torch.rand(16, channels, 1, 1, generator=torch.Generator().manual_seed(2))
+    y = model(x).argmax(1)
+    target, rng = make_target(model, x, y, "l0", goal="minimal-norm")
+    attack(target, x, y, Threat.parse("l0"), rng)
+    assert target.broken.all()
+
+
 def test_sigma_zero_changes_the_fewest_values() -> None:
     model, x, y = problem()
     x = x.reshape(-1, 1, 8, 24)  # one channel: a pixel is a value

@@ -39,7 +39,7 @@ class CarliniWagner(PenaltyMethod):
     def _descend(self, target: Target, x: Tensor, y: Tensor, constant: Tensor, best: Best) -> Tensor:
         found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         rows, measure = torch.arange(len(x), device=x.device), partial(lead, classes=target.num_classes)
-        w = torch.atanh((2 * x - 1) * SHRINK)
+        w = torch.atanh((2 * x.double() - 1) * SHRINK).to(x.dtype)  # float32's rounds by where a value stands in the batch
         origin, adam = (w.tanh() + 1) / 2, Adam(w)
         penalty = Penalty(constant, self.confidence, max(1, self.steps // 10) if self.abort_early else 0)
         for number in range(self.steps):

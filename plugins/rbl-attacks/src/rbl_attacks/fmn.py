@@ -78,8 +78,8 @@ class FMN:
             radius = torch.minimum(radius, farthest)
             delta = project(delta + annealed(self.step, 0.01 * self.step, share) * direction(gradient), radius)
             current = (clean + delta).clamp(0, 1)
-            if norm == "l0" and bool((best == 1).any()):
-                stay = best > 1
+            if norm == "l0" and bool((found & (best == 1)).any()):
+                stay = ~found | (best != 1)
                 rows, clean, current, y, farthest = rows[stay], clean[stay], current[stay], y[stay], farthest[stay]
                 radius, best, found = radius[stay], best[stay], found[stay]
                 if not len(rows):
