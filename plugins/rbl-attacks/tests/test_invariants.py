@@ -6,6 +6,7 @@ models. Here: more radius, more restarts and more queries never help the defense
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
@@ -18,7 +19,7 @@ from golden_networks import Affine, fixture
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from robustbench_lite import Threat
+from robustbench_lite import BudgetExceeded, Threat
 from robustbench_lite.composition import resolve_members
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
@@ -116,3 +117,24 @@ def test_shifting_all_logits_changes_nothing(selector: str, norm: str) -> None:
     assert int((plain.isfinite() ^ shifted.isfinite()).sum()) <= 2
     if minimal:
         assert int((~torch.isclose(plain, shifted, rtol=1e-3, atol=0)).sum()) <= 2
+
+
+@pytest.mark.parametrize("budget", [17, 120])
+@pytest.mark.parametrize("selector", [s for s in BATTERY if norms(s)])
+def test_under_a_budget_nobody_is_ended_by_the_queries_of_others(selector: str, budget: int) -> None:
+    """Examples leave early, or come back for one more run: the budget meets each of them where it would meet it alone."""
+    model, x, y = (part[:6] if isinstance(part, Tensor) else part for part in digits())
+    found, norm = attack(selector), norms(selector)[0]
+    threat = Threat(norm, float("inf") if found.declared.goal == "minimal-norm" else RADII[norm][1])
+    made_of = {"members": resolve_members(registry(), found, threat), "surrogates": [fixture("std")[0]]}
+
+    def spent(rows: list[int]) -> tuple[list[int], list[bool]]:
+        facts = {"access": found.declared.access, "goal": found.declared.goal, "budget": budget}
+        target, rng = make_target(model, x, y, threat, **facts, **made_of)
+        part, of = target.select(torch.tensor(rows)), torch.tensor(rows)
+        with suppress(BudgetExceeded):
+            found.instance(part, x[of], y[of], threat, rng.select(of))
+        return part.queries.tolist(), part.broken.tolist()
+
+    alone = [spent([row]) for row in range(len(x))]
+    assert spent(list(range(len(x)))) == ([q for (q,), _ in alone], [b for _, (b,) in alone])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from golden_networks import Attack
 
 from rbl_attacks.apgd import APGDCE
 from rbl_attacks.bim import BIM
+from rbl_attacks.delayed_elastic_net import DelayedElasticNet
 from rbl_attacks.fgsm import FGSM
 from rbl_attacks.nes import NES
 from rbl_attacks.objectives import as_judged, objective, targeted
@@ -53,6 +56,17 @@ def test_where_the_wrong_class_can_win_it_does(attack: Attack, access: str, eps:
     target, rng = make_target(model, x, LABEL, threat, access=access, rejects=True)
     x_adv = attack(target, x, LABEL, threat, rng)
     assert (model(x_adv).argmax(1) == 1).tolist() == [eps > 0.025] * 5
+
+
+@pytest.mark.parametrize("space", ["probabilities", "logits"])
+def test_what_leads_the_label_only_is_not_the_end(space: Literal["probabilities", "logits"]) -> None:
+    """Darker, the wrong class leads the label from 0.475 on, and the refusal from 0.4667 on."""
+    model = Linear(torch.tensor([[0.0], [-4.0], [-2.5]]), torch.tensor([1.0, 2.9, 2.2]))
+    x, threat = torch.full((5, 1, 1, 1), 0.5), Threat.parse("linf")
+    target, rng = make_target(model, x, LABEL, threat, goal="minimal-norm", rejects=True)
+    x_adv = DelayedElasticNet(lr=1e-4, steps=500, loss_space=space)(target, x, LABEL, threat, rng)
+    assert (model(x_adv).argmax(1) == 1).all()
+    assert (x_adv > 0.46).all()
 
 
 def test_a_shift_to_a_refusal_is_not_taken() -> None:

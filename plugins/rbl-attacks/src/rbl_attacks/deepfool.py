@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from rbl_attacks.faces import bisect, distance, nearest_face
 from rbl_attacks.geometry import direction, per_image
 from rbl_attacks.margins import lead, likely_classes
-from robustbench_lite import Randomness, Target, Threat
+from robustbench_lite import BudgetExceeded, Randomness, Target, Threat
 
 # Added to the length of each step, so that steps do not end before the boundary is crossed.
 SLACK = 1e-4
@@ -27,7 +28,8 @@ class DeepFool:
     the result is from the optimum. candidates: classes considered, the likeliest at the clean image, with its own.
     refine: bisections between the clean image and the point found; 0 as published.
 
-    An example leaves as soon as it is beaten, or where no gradient tells it where to go.
+    An example leaves as soon as it is beaten, or where no gradient tells it where to go; on a stochastic defense, when the
+    target is sure of it, or when it is beaten outside the radius.
     """
 
     steps: Annotated[int, Field(ge=1)] = 50
@@ -41,6 +43,13 @@ class DeepFool:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Randomness) -> Tensor:
         aims = likely_classes(target.logits(x), y, target.num_classes, self.candidates - 1)
+        with suppress(BudgetExceeded):
+            self._search(target, x, y, aims, threat)
+        bisect(target, x, y, self.refine)
+        return target.best(x)
+
+    def _search(self, target: Target, x: Tensor, y: Tensor, aims: Tensor, threat: Threat) -> None:
+        """What it finds, the target keeps."""
         rows, current, moved = torch.arange(len(x), device=x.device), x, torch.zeros_like(x)
         for _ in range(self.steps):
             _, gap, normal = nearest_face(target, current, y[rows], aims[rows], threat.norm, rows)
@@ -51,10 +60,8 @@ class DeepFool:
             told = away < math.inf
             rows, current, moved = rows[told], current[told], moved[told]
             over = lead(target.logits(current, rows), y[rows], target.num_classes) > 0
-            # Without a radius, just over a boundary that is random is not far enough: go on until the target is sure.
-            alive = ~(target.broken[rows] if math.isinf(threat.eps) else over)
-            rows, current, moved = rows[alive], current[alive], moved[alive]
+            if target.stochastic:  # just over a boundary that is random is not far enough: until the target is sure
+                over = target.broken[rows] | (over & (threat.size(x[rows], current) > threat.limit))
+            rows, current, moved = rows[~over], current[~over], moved[~over]
             if not len(rows):
-                break
-        bisect(target, x, y, self.refine)
-        return target.best(x)
+                return

@@ -70,9 +70,9 @@ class DelayedElasticNet:
             won = goal.reached(logits, y, goal.aims[rows])
             best.keep(rows[won], current[won], -threat.size(x, current)[won])
 
-            late = won | (taken > 0)
-            taken = taken + late
             delta = current - x
+            late = (won & delta.flatten(1).any(1)) | (taken > 0)  # a clean image may win on a stochastic defense, by chance
+            taken = taken + late
             pulled = per_image(late if self.goal == "rank" else won, x)
             gradient = gradient.nan_to_num(0, 0, 0) + torch.where(pulled, l2 * delta + l1 * delta.sign(), 0)
             length = self.lr * 5 ** sum(number >= longer for longer in LONGER)
@@ -112,10 +112,11 @@ class _Rank:
         self.any_wrong_class = n == 1  # whether every adversarial point is a success
 
     def loss(self, logits: Tensor, y: Tensor, aims: Tensor) -> Tensor:
-        """(n,) by how much the label leads those wrong classes that are first, summed; 0 where it does not."""
+        """(n,) by how much the label leads those wrong classes that are first, summed, and so the refusal; 0 where neither."""
         scores = logits if self.logits else logits.softmax(1)
         first = scores.gather(1, likely_classes(logits.detach(), y, self.classes, self.n))
-        return (scores.gather(1, y[:, None]) - first).clamp_min(0).sum(1)
+        held = torch.cat([scores.gather(1, y[:, None]), scores[:, self.classes :]], 1)
+        return (held[:, :, None] - first[:, None]).clamp_min(0).flatten(1).sum(1)
 
     def reached(self, logits: Tensor, y: Tensor, aims: Tensor) -> Tensor:
         """(n,) bool."""

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from rbl_attacks.best import Best
 from rbl_attacks.margins import lead
-from rbl_attacks.search import Penalty, PenaltyMethod, squares
+from rbl_attacks.search import Penalty, PenaltyMethod, Smallest, squares
 from robustbench_lite import Target
 
 
@@ -32,6 +30,7 @@ class ElasticNet(PenaltyMethod):
     A deterministic defense is not asked again in a run whose first step stays at the clean image: so would all others.
     With a confidence, or under ``en``, nothing counts but the point that is returned, whatever smaller ones the target saw.
     The point that FISTA extrapolates to is clipped to the box, unlike in the references, so that the defense sees images only.
+    On a stochastic defense ten steps are judged together, as in ``cw-l2``.
     """
 
     beta: Annotated[float, Field(ge=0)] = 1e-3
@@ -41,11 +40,9 @@ class ElasticNet(PenaltyMethod):
         """Forward and backward passes per example, if no run ends early."""
         return 3 * self.search_steps * self.steps
 
-    def _descend(self, target: Target, x: Tensor, y: Tensor, constant: Tensor, best: Best) -> Tensor:
-        found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        rows, measure = torch.arange(len(x), device=x.device), partial(lead, classes=target.num_classes)
+    def _descend(self, target: Target, rows: Tensor, x: Tensor, y: Tensor, penalty: Penalty, best: Smallest) -> None:
+        measure = partial(lead, classes=target.num_classes)
         current, ahead_of = x, x  # the iterate, and the point extrapolated from it, where gradients are taken
-        penalty = Penalty(constant, self.confidence, math.ceil(self.steps / 10) if self.abort_early else 0)
         for number in range(self.steps):
             _, ahead, gradient = target.loss_and_grad(ahead_of, measure, y, index=rows)
             if (going := penalty.going(number, ahead, ahead_of - x)) is not None:
@@ -64,10 +61,7 @@ class ElasticNet(PenaltyMethod):
                 if not len(rows):
                     break
             ahead_of = (current + number / (number + 3) * (current - last)).clamp(0, 1)
-            good = measure(target.logits(current, rows), y) > self.confidence
-            found[rows] |= good
-            best.keep(rows[good], current[good], -self._length(current - x)[good])
-        return found
+            best.see(rows, current, measure(target.logits(current, rows), y), self._length(current - x))
 
     def _wants_the_nearest(self) -> bool:
         return super()._wants_the_nearest() and self.rule == "l1"

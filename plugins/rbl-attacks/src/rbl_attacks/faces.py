@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rbl_attacks.geometry import TINY, length, per_image
 from rbl_attacks.margins import lead, leads_of
-from robustbench_lite import Target
+from robustbench_lite import BudgetExceeded, Target
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
@@ -39,9 +40,10 @@ def distance(gap: Tensor, normal: Tensor, norm: str) -> Tensor:
 
 def bisect(target: Target, x: Tensor, y: Tensor, steps: int) -> None:
     """Halve ``steps`` times the stretch between each clean image and its best point in which the boundary lies."""
-    rows = target.broken.nonzero()[:, 0]
-    near, far = x[rows], target.best(x)[rows]
-    for _ in range(steps if len(rows) else 0):
-        middle = (near + far) / 2
-        beaten = per_image(lead(target.logits(middle, rows), y[rows], target.num_classes) > 0, x)
-        near, far = torch.where(beaten, near, middle), torch.where(beaten, middle, far)
+    for rows in target.evenly_spent(target.broken.nonzero()[:, 0]):
+        near, far = x[rows], target.best(x)[rows]
+        with suppress(BudgetExceeded):
+            for _ in range(steps if len(rows) else 0):
+                middle = (near + far) / 2
+                beaten = per_image(lead(target.logits(middle, rows), y[rows], target.num_classes) > 0, x)
+                near, far = torch.where(beaten, near, middle), torch.where(beaten, middle, far)

@@ -37,6 +37,8 @@ class FMN:
     it finds a point under l2 for a fifth of the images. With overshoot, the radius also never shrinks before anything is found.
     A last forward pass evaluates the last point, which is otherwise never looked at. Under l0 it counts pixels, all channels
     of one together, as the threat model does. It starts at the clean image; starts from points of other classes are left out.
+
+    On a stochastic defense only what the target is sure of is found: until then the radius grows, up to the threat's own.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100
@@ -53,6 +55,8 @@ class FMN:
         gap_of = partial(lead, classes=classes)
         rows, clean, current = torch.arange(len(x), device=x.device), x, x
         farthest = _size(torch.maximum(x, 1 - x), norm)
+        if target.stochastic:  # where nothing is sure, the radius grows without end
+            farthest = farthest.clamp_max(threat.eps)
         radius = torch.full_like(farthest, 1 if norm == "l0" else math.inf)
         best, found = farthest, torch.zeros_like(rows, dtype=torch.bool)
         for number in range(self.steps):
@@ -62,7 +66,12 @@ class FMN:
             beaten = lead(logits, y, classes) > 0
             delta = current - clean
             size = _size(delta, norm)
-            best, found = torch.where(beaten, torch.minimum(best, size), best), found | beaten
+            if target.stochastic:
+                found = target.broken[rows]
+                best = torch.where(found, _size(target.best(x)[rows] - clean, norm), farthest)
+                beaten &= found
+            else:
+                best, found = torch.where(beaten, torch.minimum(best, size), best), found | beaten
             if norm == "l0":
                 smaller = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), best)
                 larger = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())

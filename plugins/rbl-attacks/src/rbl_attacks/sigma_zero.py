@@ -49,7 +49,9 @@ class SigmaZero:
         for number in range(self.steps):
             logits, _, gradient = target.loss_and_grad(clean + delta, gap_of, y, index=rows)
             beaten = lead(logits, y, classes) > 0
-            done = beaten & ((delta != 0).any(1).flatten(1).sum(1) <= 1)
+            done = beaten & (_changed(delta) == 1)
+            if target.stochastic:
+                done = target.broken[rows] & (_changed(target.best(x)[rows] - clean) == 1)
             if bool(done.any()):
                 stay = ~done
                 rows, clean, delta, y, gradient = rows[stay], clean[stay], delta[stay], y[stay], gradient[stay]
@@ -66,3 +68,8 @@ class SigmaZero:
             delta = torch.where(delta.abs() < per_image(threshold, delta), 0, delta)
         target.logits(clean + delta, rows)
         return target.best(x)
+
+
+def _changed(delta: Tensor) -> Tensor:
+    """(n,) how many pixels are not 0."""
+    return (delta != 0).any(1).flatten(1).sum(1)
