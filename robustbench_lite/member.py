@@ -73,18 +73,21 @@ class Member:
         try:
             with seeded_globally(self.global_rng, stream.seed_for("shard", self.shard), x.device):
                 points = self.attack(inner, x.clone(), y.clone(), threat, stream)
-            if not isinstance(points, Tensor) or points.shape != x.shape or points.dtype != x.dtype:
-                got = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
-                raise PluginError(
-                    f"it returned {got} for {x.dtype} {tuple(x.shape)}", hint="an attack returns one point per row of x"
-                )
+            return one_point_per_row(points, x)
         except BudgetExceeded:
             inner.note("the query budget ended it")
             return inner.best(x)
         except Exception as error:
             error.add_note(f"member {self.label}")
             raise
-        return points.detach()
+
+
+def one_point_per_row(returned: object, x: Tensor) -> Tensor:
+    """What an attack returned for x, without its graph. Raises PluginError where it is not of the shape and dtype of x."""
+    if isinstance(returned, Tensor) and returned.shape == x.shape and returned.dtype == x.dtype:
+        return returned.detach()
+    got = f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+    raise PluginError(f"it returned {got} for {x.dtype} {tuple(x.shape)}", hint="an attack returns one point per row of x")
 
 
 def members_of(attacks: Sequence[ResolvedAttack], shard: int = 0) -> tuple[Member, ...]:

@@ -32,7 +32,7 @@ from robustbench_lite.judge import Judge
 from robustbench_lite.lease import Lease
 from robustbench_lite.ledger import Ledger
 from robustbench_lite.measuring import card_of, is_measurement, measure
-from robustbench_lite.member import members_of
+from robustbench_lite.member import members_of, one_point_per_row
 from robustbench_lite.planner import SHARD, PlannedCell, shards_of
 from robustbench_lite.randomness import Randomness, seeded_globally
 from robustbench_lite.request import RunRequest
@@ -370,7 +370,7 @@ def _propose(
     if not len(x):
         return x, (), None
     try:
-        return attack.instance(target, x.clone(), y.clone(), threat, rng), (), None
+        return one_point_per_row(attack.instance(target, x.clone(), y.clone(), threat, rng), x), (), None
     except BudgetExceeded:
         return target.best(x), ("the query budget ended the attack",), None
     except Exception as error:

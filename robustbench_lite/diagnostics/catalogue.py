@@ -292,6 +292,22 @@ CHECKS = (
         cost="results",
         results="compare:silent_success",
     ),
+    Check(
+        code="judge",
+        name="broken-rules",
+        title="an attack proposed points that cannot count: outside the threat model or the box, or not finite",
+        advice="mend the attack (rbl check NAME shows where; threat.project keeps a point inside), or add one that is sound",
+        cost="results",
+        results="compare:broken_rules",
+    ),
+    Check(
+        code="judge",
+        name="undefined-answers",
+        title="the defense's logits are not finite at points that attacks proposed",
+        advice="mend the defense so that every image gets an answer (rbl check NAME shows where its outputs stop being finite)",
+        cost="results",
+        results="compare:undefined_answers",
+    ),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robustbench_lite.diagnostics.catalogue import CHECKS, NotApplicable
-from robustbench_lite.results import SOURCES, CellResult
+from robustbench_lite.results import REJECTED, SOURCES, CellResult
 from robustbench_lite.specs import UNRESTRICTED
 from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
@@ -25,6 +25,9 @@ ITERATIVE = 10
 RANDOM_POINTS = "rbl/repeated-noise"
 
 _SEEN = SOURCES.index("best seen by the target")
+_UNDEFINED = REJECTED.index("the defense's logits are not finite")
+# Of every other reason for a refusal it is the attack that is at fault.
+_NO_FAULT = tuple(REJECTED.index(why) for why in ("accepted", "not misclassified", "not attacked: clean error")) + (_UNDEFINED,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,16 @@ class Run:
     cell: its result, of which the arrays ``index``, ``clean_correct``, ``success``, ``size`` and, of an attack made of others,
     ``member`` are used. steps: how many gradients it followed on an example, or would have, had it not been beaten. unstable:
     examples seen beaten that were not so on the judge's passes. lost: examples that it beat on the way and did not return.
+    refused, undefined: (n,) examples that it left, and what it proposed for them broke a rule, or was none of its faults, but
+    the defense's logits are not finite there.
     """
 
     cell: CellResult
     steps: int = 0
     unstable: int = 0
     lost: int = 0
+    refused: Mask = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    undefined: Mask = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @classmethod
     def of(cls, cell: CellResult, kept: CellResult | None = None) -> Run:
@@ -49,11 +56,14 @@ class Run:
         steps = arrays["backwards"].max(initial=0) / draws if "backwards" in arrays else 0
         planned = spec["attack"].get("parameters", {}).get("steps", 0)  # more than was needed where all were beaten at once
         lost = (arrays["source"] == _SEEN) & (arrays["rejected"] != 0) if "source" in arrays else np.zeros(0)
+        why = np.where(arrays["success"], 0, arrays["rejected"]) if "rejected" in arrays else np.zeros(cell.n, dtype=np.uint8)
         return cls(
             cell=kept or cell,
             steps=max(math.ceil(steps), planned if isinstance(planned, int) and steps else 0),
             unstable=int(arrays["unstable"].sum()) if "unstable" in arrays else 0,
             lost=int(lost.sum()),
+            refused=~np.isin(why, _NO_FAULT),
+            undefined=why == _UNDEFINED,
         )
 
     @property

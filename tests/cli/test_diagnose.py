@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from robustbench_lite.diagnostics.catalogue import find_checks
 from robustbench_lite.store import Store
 from tests.support import TOY, Said, invoke
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(name: str, defense: str, *others: object, code: int = 0) -> Said:
-    extra = ["--attack", "toy/shift", "--n", "32"] if name in ("run", "plan") else []
+    extra = ["--attack", "toy/shift"] * ("--attack" not in others) + ["--n", "32"] if name in ("run", "plan") else []
     inline = ["--executor", "inline"] if name == "run" and "--executor" not in others else []
     asked = [name, "--defense", defense, *BLOBS, *extra, *inline, *others]
     return invoke("--plugin", FLAGGED, *asked, code=code)
@@ -63,6 +64,15 @@ def test_every_run_makes_the_cheap_checks_and_a_failing_one_costs_the_rank(store
     report = invoke("--plugin", FLAGGED, "report").out
     assert "flagged: D6 zero-gradients" in report
     assert invoke("--plugin", FLAGGED, "report", "--json").json == said.json["tables"]
+
+
+def test_an_attack_that_breaks_the_rules_ranks_nobody(store: Path) -> None:
+    row = command("run", "flagged/sound", "--attack", "flagged/far", "--json").json["tables"][-1]["rows"][0]
+    assert (row["rank"], row["attacks"]["far"]["status"]) == (None, "done")
+    assert any("every point that far proposed for them broke a rule" in flag for flag in row["flags"])
+    also = command("run", "flagged/sound", "--attack", "flagged/far,toy/shift", "--json").json["tables"][-1]["rows"][0]
+    assert also["rank"] == 1
+    assert any("broken-rules" in note and "under far" in note for note in also["notes"])
 
 
 def test_a_stored_result_is_shown_with_what_is_wrong_with_its_defense(store: Path) -> None:
@@ -161,7 +171,7 @@ def test_the_expensive_checks_are_stored_and_shown_too(store: Path) -> None:
     assert found["black-box-stronger"]["outcome"] == "fail"
     assert found["transfer-stronger"]["outcome"] == "not-applicable"
     assert "no weights" in found["transfer-stronger"]["evidence"] or "standard" in found["transfer-stronger"]["evidence"]
-    assert len(stored(store)) == len({*found} - {"unstable-evaluation", "silent-success"})
+    assert len(stored(store)) == len({*found} - {check.name for check in find_checks(["judge"])})
 
 
 # ------------------------------------------------------------------------------------------------------- rbl diagnose

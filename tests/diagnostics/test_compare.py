@@ -14,11 +14,12 @@ from robustbench_lite.diagnostics.catalogue import CHECKS, combine, find_checks
 from robustbench_lite.diagnostics.compare import climb, loss_gap, separated, surely
 from robustbench_lite.diagnostics.runs import Case, Run, check_results
 from robustbench_lite.errors import UnknownName
-from robustbench_lite.results import CellResult
+from robustbench_lite.results import REJECTED, CellResult
 from robustbench_lite.threat import Threat
 from robustbench_lite.verdict import Verdict
 
 N = 100
+JUDGED = {check.name for check in find_checks(["judge"])}
 THREAT = "linf:0.1"
 
 
@@ -33,12 +34,13 @@ def run(
     stochastic: bool = False,
     unstable: int = 0,
     lost: int = 0,
+    rejected: dict[str, Iterable[int]] | None = None,
     members: Sequence[str] = (),
     member: Sequence[int] = (),
     surrogates: bool = False,
     parameters: dict[str, Any] | None = None,
 ) -> Run:
-    """A run on N examples, all right; steps: gradients followed on each."""
+    """A run on N examples, all right; steps: gradients followed on each; rejected: examples by why a proposal was refused."""
     hit = np.zeros(N, dtype=bool)
     hit[list(beaten)] = True
     arrays = {
@@ -51,6 +53,8 @@ def run(
         "source": np.where(np.arange(N) < lost, 2, 0),
         "rejected": np.where(np.arange(N) < lost, 1, 0),
     }
+    for why, examples in (rejected or {}).items():
+        arrays["rejected"][list(examples)] = REJECTED.index(why)
     attack: dict[str, Any] = {"id": f"rbl/{name}", "label": name, "access": access, "parameters": parameters or {}}
     if members:
         attack["members"] = [{"label": f"m{i}", "access": of} for i, of in enumerate(members, 1)]
@@ -204,10 +208,46 @@ def test_what_the_judge_does_not_see_again() -> None:
     assert outcome("silent-success", run(lost=30, stochastic=True))[0] == "pass"
 
 
+@pytest.mark.parametrize("why", ["not finite", "outside the box", "outside the threat model", "nothing proposed"])
+def test_no_rank_for_examples_for_which_every_proposal_broke_a_rule(why: str) -> None:
+    bad = run("bad", range(10), rejected={why: range(100)})
+    assert outcome("broken-rules", bad) == (
+        "fail",
+        "90 of 100 examples count as robust because every point that bad proposed for them broke a rule",
+    )
+    worse = run("worse", range(20), rejected={why: range(20, 100)})
+    assert outcome("broken-rules", bad, worse) == (
+        "fail",
+        "80 of 100 examples count as robust because every point that all 2 attacks proposed for them broke a rule",
+    )
+    assert outcome("broken-rules", bad, run("fair")) == ("warn", "90 proposals broke a rule, under bad")
+    assert outcome("broken-rules", run("bad", rejected={why: [3]}))[0] == "warn"  # one of 100: nothing is sure
+    assert outcome("broken-rules", run("bad", rejected={why: [3]}), run("fair"))[0] == "pass"
+
+
+def test_proposals_that_keep_the_rules_are_no_flag() -> None:
+    fair = run("fair", range(10), rejected={"not misclassified": range(10, 90), "not attacked: clean error": range(90, 100)})
+    assert outcome("broken-rules", fair) == ("pass", "no proposal broke a rule, under 1 attacks")
+    # What the target had seen counts, whatever the attack returned afterwards.
+    assert outcome("broken-rules", run("late", range(100), rejected={"not finite": range(100)}))[0] == "pass"
+
+
+def test_no_rank_for_a_defense_that_gives_no_answer() -> None:
+    why = "the defense's logits are not finite"
+    silent = run("pgd", range(50), rejected={why: range(40, 100)})
+    assert outcome("undefined-answers", silent, run("fgsm")) == (
+        "fail",
+        "the defense's logits are not finite at points proposed for 50 of 100 examples that count as robust",
+    )
+    assert outcome("undefined-answers", silent, run("square", range(50, 99)))[0] == "warn"
+    assert outcome("undefined-answers", silent, run("square", range(50, 100)))[0] == "pass"
+    assert outcome("broken-rules", silent)[0] == "pass"
+
+
 def test_unrestricted_attacks_are_not_compared() -> None:
     runs = run("fog", range(50), access="none", threat="unrestricted"), run("pgd", steps=40, threat="unrestricted")
     verdicts = check_results(Case(Threat.parse("unrestricted"), runs))
-    assert {v.outcome for v in verdicts if v.check not in ("unstable-evaluation", "silent-success")} == {"not-applicable"}
+    assert {v.outcome for v in verdicts if v.check not in JUDGED} == {"not-applicable"}
 
 
 # ------------------------------------------------------------------------------------------------------------- by chance

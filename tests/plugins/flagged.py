@@ -1,4 +1,4 @@
-"""A one-file plugin of defenses for toy.py's blobs that something is wrong with, for tests of ``rbl run`` and ``rbl diagnose``.
+"""A one-file plugin of defenses, and an attack, that something is wrong with: for tests of ``rbl run`` and ``rbl diagnose``.
 
 ``$FLAGGED_LOG`` names a file that gets a line for every forward pass in double precision: the finite differences of D11.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from robustbench_lite import DefenseSpec, hookimpl
+from robustbench_lite import AttackSpec, DefenseSpec, hookimpl
 
 
 @hookimpl
@@ -18,6 +18,17 @@ def rbl_defenses():
     yield DefenseSpec(name="deadly", factory="flagged:Deadly", summary="Ends the process in double precision")
     yield DefenseSpec(name="brittle", factory="flagged:Brittle", summary="Raises in double precision")
     yield DefenseSpec(name="lazy", factory="flagged:Lazy", summary="Cannot be built")
+
+
+@hookimpl
+def rbl_attacks():
+    yield AttackSpec(name="far", factory="flagged:Far", norms=("linf",), access="none", summary="Ten times as far as it may")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    def __call__(self, target, x, y, threat, rng):
+        return (x + 10 * threat.eps).clamp(0, 1)
 
 
 def _module(levels: int = 0, double: str = ""):
