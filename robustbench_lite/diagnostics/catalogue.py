@@ -294,11 +294,11 @@ CHECKS = (
     ),
     Check(
         code="judge",
-        name="broken-rules",
-        title="an attack proposed points that cannot count: outside the threat model or the box, or not finite",
+        name="untried-examples",
+        title="every point proposed for an example broke a rule: outside the threat model or the box, or not finite",
         advice="mend the attack (rbl check NAME shows where; threat.project keeps a point inside), or add one that is sound",
         cost="results",
-        results="compare:broken_rules",
+        results="compare:untried_examples",
     ),
     Check(
         code="judge",

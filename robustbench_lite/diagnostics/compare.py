@@ -191,25 +191,13 @@ def silent_success(case: Case) -> Finding:
     return _most(case, {run.label: run.lost for run in case.here}, "beaten on the way but not returned", "warn")
 
 
-def broken_rules(case: Case) -> Finding:
+def untried_examples(case: Case) -> Finding:
     """Examples that count as robust where no attack proposed a point that could have beaten them: nothing was tried there."""
-    runs = case.here
-    left = np.logical_and.reduce([case.robust(run) for run in runs])
-    untried = left & np.logical_and.reduce([run.refused for run in runs])
-    if untried.any():
-        count, who = int(untried.sum()), runs[0].label if len(runs) == 1 else f"all {len(runs)} attacks"
-        said = f"{count} of {case.n} examples count as robust because every point that {who} proposed for them broke a rule"
-        outcome: Outcome = "fail" if surely(count, case.n, POINT) else "warn"
-        return Finding(outcome=outcome, evidence=said, value=count / case.n, threshold=POINT)
-    run = max(runs, key=lambda run: int(run.refused.sum()))
-    count = int(run.refused.sum())
-    said = (
-        f"{count} proposals broke a rule, under {run.label}"
-        if count
-        else f"no proposal broke a rule, under {len(runs)} attacks"
-    )
-    warns = surely(count, case.n, POINT)
-    return Finding(outcome="warn" if warns else "pass", evidence=said, value=count / max(case.n, 1), threshold=POINT)
+    left = np.logical_and.reduce([case.robust(run) for run in case.here])
+    count = int((left & np.logical_and.reduce([run.refused for run in case.here])).sum())
+    who = case.here[0].label if len(case.here) == 1 else f"all {len(case.here)} attacks"
+    said = f"{count} of {case.n} examples count as robust because every point that {who} proposed for them broke a rule"
+    return Finding(outcome=_of_share(count, case.n), evidence=said, value=count / max(case.n, 1), threshold=POINT)
 
 
 def undefined_answers(case: Case) -> Finding:
@@ -217,8 +205,12 @@ def undefined_answers(case: Case) -> Finding:
     left = np.logical_and.reduce([case.robust(run) for run in case.here])
     count = int((left & np.logical_or.reduce([run.undefined for run in case.here])).sum())
     said = f"the defense's logits are not finite at points proposed for {count} of {case.n} examples that count as robust"
-    outcome: Outcome = "fail" if surely(count, case.n, POINT) else "warn" if count else "pass"
-    return Finding(outcome=outcome, evidence=said, value=count / max(case.n, 1), threshold=POINT)
+    return Finding(outcome=_of_share(count, case.n), evidence=said, value=count / max(case.n, 1), threshold=POINT)
+
+
+def _of_share(count: int, n: int) -> Outcome:
+    """What follows from examples of which there should be none."""
+    return "fail" if surely(count, n, POINT) else "warn" if count else "pass"
 
 
 def _most(case: Case, counts: Mapping[str, int], what: str, worst: Outcome) -> Finding:

@@ -1,8 +1,8 @@
 """Writes leaderboards to a folder: ``digits-linf.md``, ``.json`` and ``.csv``, each whole or not at all.
 
-The plain name ``<data set>-<norm>`` is that of the default run: the radius that the protocol sets (the only radius, where it
-sets none), the default protocol in its newest version, the most examples, seed 0, the data as they are now. Other tables have
-what differs added to their names.
+The plain name ``<data set>-<norm>`` is that of the default run: the radius that the protocol sets, the default protocol in its
+newest version, the most examples, seed 0, the data as they are now. Other tables have what differs added to their names; any
+radius, where the protocol sets none, so that a table at one radius is never overwritten by one at another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from robustbench_lite.leaderboard import csv_table, json_table, markdown
 from robustbench_lite.leaderboard.model import Leaderboard
 from robustbench_lite.lease import remove_file, write_file
 from robustbench_lite.protocol import DEFAULT, builtin_protocols
+from robustbench_lite.specs import UNRESTRICTED
 from robustbench_lite.threat import Threat
 
 ENDINGS = ("md", "json", "csv")
@@ -82,11 +83,10 @@ def stems(tables: Sequence[Leaderboard], *, radii: Radii = builtin_radii) -> lis
 def _telling(table: Leaderboard, tables: Sequence[Leaderboard], radii: Radii) -> Iterator[str]:
     """What a table's name must say beyond data set and norm."""
     threat, name, version = table.threat, table.protocol["name"], table.protocol["version"]
-    rivals = [t for t in tables if (t.dataset, t.threat.norm) == (table.dataset, threat.norm)]
     usual = [t for t in map(Threat.parse, radii(name, table.dataset)) if t.norm == threat.norm][:1]
-    if usual != [threat] and (usual or len({t.threat for t in rivals}) > 1):
+    if usual != [threat] and threat.norm != UNRESTRICTED:
         yield threat.spelling
-    rivals = [t for t in rivals if t.threat == threat and t.protocol["name"] == name]
+    rivals = [t for t in tables if (t.dataset, t.threat, t.protocol["name"]) == (table.dataset, threat, name)]
     newest = max(t.protocol["version"] for t in rivals)
     if name != DEFAULT or version != newest:
         yield name if version == newest else f"{name}-{version}"

@@ -276,15 +276,15 @@ def test_an_observer_that_raises_costs_nothing(tmp_path: Path) -> None:
 
 def test_rendering_twice_gives_the_same_bytes_and_the_tables_name_their_command(tmp_path: Path) -> None:
     invoke("run", *options(), "--out", "a b")
-    run = (tmp_path / "a b" / "blobs-linf.md").read_text()
+    run = (tmp_path / "a b" / "blobs-linf-0.08.md").read_text()
     assert f"- made by: `rbl --plugin {TOY} run --dataset toy/blobs " in run
     assert "--out 'a b'`" in run
     for _ in range(2):
         invoke("report", "--out", "tables")
         found = {path.name: path.read_bytes() for path in Path("tables").iterdir()}
-        assert sorted(found) == ["blobs-linf.csv", "blobs-linf.json", "blobs-linf.md"]
-    assert b"report --out tables`" in found["blobs-linf.md"]
-    assert found["blobs-linf.csv"] == (tmp_path / "a b" / "blobs-linf.csv").read_bytes()
+        assert sorted(found) == ["blobs-linf-0.08.csv", "blobs-linf-0.08.json", "blobs-linf-0.08.md"]
+    assert b"report --out tables`" in found["blobs-linf-0.08.md"]
+    assert found["blobs-linf-0.08.csv"] == (tmp_path / "a b" / "blobs-linf-0.08.csv").read_bytes()
 
 
 def test_every_format_of_report() -> None:

@@ -211,25 +211,28 @@ def test_what_the_judge_does_not_see_again() -> None:
 @pytest.mark.parametrize("why", ["not finite", "outside the box", "outside the threat model", "nothing proposed"])
 def test_no_rank_for_examples_for_which_every_proposal_broke_a_rule(why: str) -> None:
     bad = run("bad", range(10), rejected={why: range(100)})
-    assert outcome("broken-rules", bad) == (
+    assert outcome("untried-examples", bad) == (
         "fail",
         "90 of 100 examples count as robust because every point that bad proposed for them broke a rule",
     )
     worse = run("worse", range(20), rejected={why: range(20, 100)})
-    assert outcome("broken-rules", bad, worse) == (
+    assert outcome("untried-examples", bad, worse) == (
         "fail",
         "80 of 100 examples count as robust because every point that all 2 attacks proposed for them broke a rule",
     )
-    assert outcome("broken-rules", bad, run("fair")) == ("warn", "90 proposals broke a rule, under bad")
-    assert outcome("broken-rules", run("bad", rejected={why: [3]}))[0] == "warn"  # one of 100: nothing is sure
-    assert outcome("broken-rules", run("bad", rejected={why: [3]}), run("fair"))[0] == "pass"
+    assert outcome("untried-examples", bad, run("fair"))[0] == "pass"  # the cell of the first has a footnote
+    assert outcome("untried-examples", run("bad", rejected={why: [3]}))[0] == "warn"  # one of 100: nothing is sure
+    assert outcome("untried-examples", run("bad", rejected={why: [3]}), run("fair"))[0] == "pass"
 
 
 def test_proposals_that_keep_the_rules_are_no_flag() -> None:
     fair = run("fair", range(10), rejected={"not misclassified": range(10, 90), "not attacked: clean error": range(90, 100)})
-    assert outcome("broken-rules", fair) == ("pass", "no proposal broke a rule, under 1 attacks")
+    assert outcome("untried-examples", fair) == (
+        "pass",
+        "0 of 100 examples count as robust because every point that fair proposed for them broke a rule",
+    )
     # What the target had seen counts, whatever the attack returned afterwards.
-    assert outcome("broken-rules", run("late", range(100), rejected={"not finite": range(100)}))[0] == "pass"
+    assert outcome("untried-examples", run("late", range(100), rejected={"not finite": range(100)}))[0] == "pass"
 
 
 def test_no_rank_for_a_defense_that_gives_no_answer() -> None:
@@ -241,7 +244,7 @@ def test_no_rank_for_a_defense_that_gives_no_answer() -> None:
     )
     assert outcome("undefined-answers", silent, run("square", range(50, 99)))[0] == "warn"
     assert outcome("undefined-answers", silent, run("square", range(50, 100)))[0] == "pass"
-    assert outcome("broken-rules", silent)[0] == "pass"
+    assert outcome("untried-examples", silent)[0] == "pass"
 
 
 def test_unrestricted_attacks_are_not_compared() -> None:

@@ -48,7 +48,7 @@ def test_a_quick_look_does_not_overwrite_the_whole_table(tmp_path, make_cell, ta
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
-        ([{"threat": "l2:0.5"}], ["digits-linf", "digits-l2"]),
+        ([{"threat": "l2:0.5"}], ["digits-linf", "digits-l2-0.5"]),
         ([{"dataset": "mnist", "threat": "linf:0.3"}], ["digits-linf", "mnist-linf"]),
         ([{"threat": "linf:8/255"}], ["digits-linf-8-255", "digits-linf"]),
         ([{"protocol": {"name": "standard"}}], ["digits-linf", "digits-linf-standard"]),
@@ -78,9 +78,10 @@ def test_names_say_what_differs_from_the_default_run(make_cell, tables, others, 
         ({"threat": "linf:0.1"}, "digits-linf-0.1"),
         ({"threat": "linf:0.150"}, "digits-linf"),
         ({"protocol": {"name": "standard"}}, "digits-linf-standard"),
-        ({"protocol": {"name": "mine"}}, "digits-linf-mine"),
+        ({"protocol": {"name": "mine"}}, "digits-linf-0.15-mine"),
         ({"seed": 2}, "digits-linf-seed2"),
-        ({"threat": "l2:0.5"}, "digits-l2"),
+        ({"threat": "l2:0.5"}, "digits-l2-0.5"),
+        ({"dataset": "mine"}, "mine-linf-0.15"),
         ({"threat": "unrestricted"}, "digits-unrestricted"),
     ],
 )
@@ -93,14 +94,22 @@ def test_a_protocol_of_a_plugin_says_which_radius_is_the_usual_one(make_cell, ta
     assert stems(found, radii=lambda protocol, dataset: ("l2:1", "linf:0.2", "linf:0.1")) == ["mine-linf-0.1", "mine-linf"]
 
 
-def test_a_second_radius_leaves_no_table_under_its_old_name(make_cell, tables, tmp_path):
-    first = make_cell(dataset="mine", threat="linf:0.1")
+def test_a_new_version_leaves_no_table_under_its_old_name(make_cell, tables, tmp_path):
+    first = make_cell(protocol={"version": 1})
     (tmp_path / "mine.json").write_text('{"format": 1, "rows": []}')
     write_all(tables([first]), tmp_path)
-    assert "mine-linf.md" in content(tmp_path)
-    write_all(tables([first, make_cell(dataset="mine", threat="linf:0.2")]), tmp_path)
-    expected = {f"mine-linf-{eps}.{ending}" for eps in ("0.1", "0.2") for ending in ("md", "json", "csv")}
+    assert "digits-linf.md" in content(tmp_path)
+    old = content(tmp_path)["digits-linf.csv"]
+    write_all(tables([first, make_cell(protocol={"version": 2})]), tmp_path)
+    expected = {f"digits-linf{version}.{ending}" for version in ("", "-quick-1") for ending in ("md", "json", "csv")}
     assert set(content(tmp_path)) == expected | {"mine.json"}
+    assert content(tmp_path)["digits-linf-quick-1.csv"] == old
+
+
+def test_runs_at_several_radii_one_after_the_other_keep_all_tables(make_cell, tables, tmp_path):
+    for radius in ("0.5", "1.0"):
+        write_all(tables([make_cell(threat=f"l2:{radius}")]), tmp_path)
+    assert {name for name in content(tmp_path) if name.endswith("md")} == {"digits-l2-0.5.md", "digits-l2-1.0.md"}
 
 
 def test_the_default_table_stays_when_another_radius_is_written(make_cell, tables, tmp_path):
