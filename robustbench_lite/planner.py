@@ -155,8 +155,14 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
                 hint=f"rbl run --dataset {dataset_text} --threat linf:8/255",
             )
         subset = dataset.subset(request.n or rules.n)
+        if request.n and request.n > len(subset):
+            log.warning("data set %s has %d images to judge on; n = %d takes them all", dataset.label, len(subset), request.n)
         defenses = _defenses(request, registry, dataset, weights)
         for threat in map(Threat.parse, threats):
+            if math.isfinite(threat.eps) and threat.holds_every(dataset.info.shape):
+                plain = threat.norm == "linf" and "/" not in threat.spelling
+                grey = f": write {threat}/255 for grey levels" if plain else ""
+                log.warning("threat %s holds every image of %s, whose values are in [0, 1]%s", threat, dataset.label, grey)
             composed = [_composed(attack, registry, threat, dataset, weights, protocol) for attack in attacks]
             for defense in defenses:
                 for attack in composed:

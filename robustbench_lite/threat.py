@@ -103,6 +103,12 @@ class Threat:
             raise InvalidThreat(f"threat {str(self)!r} has no single radius to set to {eps}", hint=hint)
         return Threat(self.norm, float(eps))
 
+    def holds_every(self, shape: tuple[int, ...]) -> bool:
+        """Whether every image of this shape (C, H, W) in [0, 1] is inside, whatever the clean one: a limit on nothing."""
+        values = math.prod(shape)
+        largest = {"linf": 1.0, "l2": math.sqrt(values), "l1": values, "l0": values // shape[0]}
+        return any(ball.eps >= largest.get(ball.norm, math.inf) for ball in self.parts or (self,))
+
     def size(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """(N,) float64: how far ``x_adv`` is from ``x``, both (N, ...); inf for points that are not finite.
 

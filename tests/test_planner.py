@@ -381,3 +381,15 @@ def test_missing_weights_name_the_command_with_the_data_set_as_it_was_asked_for(
     (cell,) = plan(defense="toy/needs-training", dataset="toy/blobs[n=100]").cells
     assert cell.state == "skip"
     assert cell.reason == "no weights: rbl train needs-training --dataset 'blobs[n=100]'"
+
+
+def test_what_was_asked_and_means_less_than_it_seems_is_pointed_out(
+    plan: Callable[..., Plan], caplog: pytest.LogCaptureFixture
+) -> None:
+    plan(threat="linf:8", n=10**6)
+    assert "threat linf:8 holds every image of blobs" in caplog.text
+    assert "write linf:8/255 for grey levels" in caplog.text
+    assert "images to judge on; n = 1000000 takes them all" in caplog.text
+    caplog.clear()
+    plan(threat="linf:8/255", n=16)
+    assert "every image" not in caplog.text and "takes them all" not in caplog.text

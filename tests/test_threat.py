@@ -232,6 +232,19 @@ def test_points_that_are_not_finite_are_nowhere_inside(text: str, bad: float) ->
     assert threat.in_box(x_adv).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 5)])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_a_radius_that_limits_nothing_is_known(norm: str, shape: tuple[int, ...]) -> None:
+    """As far apart as images can be are a black one and a white one."""
+    black, white = torch.zeros(1, *shape), torch.ones(1, *shape)
+    whole = float(Threat(norm, math.inf).size(black, white))
+    for eps in (whole, whole - 1, 1) if norm == "l0" else (whole, whole - 0.01, 0.01):
+        threat = Threat(norm, eps)
+        assert threat.holds_every(shape) is bool(threat.contains(black, white)) is (eps == whole)
+    assert Threat.parse(f"union:{norm}:{whole}+linf:0.1" if norm != "linf" else "union:linf:1+l2:0.1").holds_every(shape)
+    assert not Threat.parse("unrestricted").holds_every(shape)
+
+
 def test_the_box_is_closed() -> None:
     edge = torch.tensor([[0.0, 1.0], [-1e-30, 0.5], [0.5, 1 + 2.0**-23]])
     assert Threat.parse("linf").in_box(edge).tolist() == [True, False, False]

@@ -32,7 +32,7 @@ def command(
     """Compare two defenses A and B, or two attacks, by their stored results on the same examples.
 
     Says how far apart they are, how sure that is, on which examples they differ, and what made the difference. A and B are
-    labels as tables show them: pgd-at, 'jpeg[quality=50]', 'apgd-ce[steps=100]'.
+    labels as tables show them: pgd-at, 'jpeg[quality=50]', 'apgd-ce[steps=100]'; or names, where only one label has it.
     """
     from robustbench_lite.leaderboard.comparison import compare
     from robustbench_lite.outdated import Outdated

@@ -13,8 +13,8 @@ from robustbench_lite.errors import UsageError
 @click.command("export")
 @click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False))
 @store_option
-@click.option("--defense", "defenses", multiple=True, help="Only results of the defense of this label.")
-@click.option("--attack", "attacks", multiple=True, help="Only results of the attack of this label.")
+@click.option("--defense", "defenses", multiple=True, help="Only results of this defense, or of all of that name.")
+@click.option("--attack", "attacks", multiple=True, help="Only results of this attack, or of all of that name.")
 @click.option("--dataset", help="Only results on the data set of this name.")
 @click.option("--threat", "threats", multiple=True, help="Only results under these threat models.")
 @click.option("--examples/--no-examples", default=True, help="With the images that rbl run --keep-examples stored [with].")
@@ -46,8 +46,8 @@ def command(
     chosen = [
         cell
         for cell in opened.cells()
-        if (not defenses or cell.spec["defense"]["label"] in defenses)
-        and (not attacks or cell.spec["attack"]["label"] in attacks)
+        if (not defenses or _is_one_of(cell.spec["defense"]["label"], defenses))
+        and (not attacks or _is_one_of(cell.spec["attack"]["label"], attacks))
         and dataset in (None, cell.spec["dataset"]["name"])
         and (not wanted or Threat.parse(cell.spec["threat"]) in wanted)
     ]
@@ -62,3 +62,8 @@ def command(
     shown = sum(bool(summary.examples) for summary in manifest.cells.values())
     images = f", {shown} of them with adversarial examples" if shown else ", without adversarial examples"
     click.echo(f"{bundle}: {counted(len(whole), 'result')}{images}, {bundle.stat().st_size:,} bytes")
+
+
+def _is_one_of(label: str, asked: tuple[str, ...]) -> bool:
+    """Whether a label, or its name without parameters, was asked for."""
+    return label in asked or label.partition("[")[0] in asked

@@ -12,6 +12,7 @@ import click
 from robustbench_lite.cli.app import print_table
 from robustbench_lite.cli.verdicts import print_verdicts
 from robustbench_lite.errors import AmbiguousName, UnknownName, did_you_mean
+from robustbench_lite.leaderboard.labels import meant
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.threat import Threat
 
@@ -32,13 +33,17 @@ def may_be_a_result(name: str) -> bool:
 def find_cell(store: Store, name: str, dataset: str | None, threat: Threat | None) -> Cell:
     """The stored cell of a key's first digits, or of ``pgd-at under apgd-ce``, by the labels that tables show.
 
+    Of both parts the name alone is enough where only one label has it (``fmn`` for ``fmn[steps=40]``).
+
     Raises UnknownName, AmbiguousName.
     """
     if UNDER not in name:
         return store.get(name)
-    defense, _, attack = name.partition(UNDER)
     every = [cell for cell in store.cells() if dataset in (None, cell.spec["dataset"]["name"])]
-    found = [c for c in every if (c.spec["defense"]["label"], c.spec["attack"]["label"]) == (defense.strip(), attack.strip())]
+    before, _, after = name.partition(UNDER)
+    defense = meant(before.strip(), (cell.spec["defense"]["label"] for cell in every))
+    attack = meant(after.strip(), (c.spec["attack"]["label"] for c in every if c.spec["defense"]["label"] == defense))
+    found = [c for c in every if (c.spec["defense"]["label"], c.spec["attack"]["label"]) == (defense, attack)]
     if threat is not None:
         found = [cell for cell in found if _answers(cell, threat)]
     if len(found) == 1:

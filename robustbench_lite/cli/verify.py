@@ -64,11 +64,12 @@ def command(
     prepare_torch(device, None)
     checker = Verifier(app.registry(), data or app.data, shards=many, seed=drawn, device=device, given=request.weights)
     found: list[dict[str, Any]] = []
-    stored = 0
+    unstored: Counter[str] = Counter()
     with _cells(bundle, store) as (cells, imported):
         for cell, environment in cells:
             check = checker.check(cell, environment)
-            stored += _record(imported, cell, check)
+            if why := _record(imported, cell, check):
+                unstored[why] += 1
             label = f"{cell.spec['defense']['label']} under {cell.spec['attack']['label']} ({cell.spec['threat']})"
             found.append({"key": cell.key, "result": label, **check.model_dump()})
             if not as_json:
@@ -80,8 +81,8 @@ def command(
     click.echo(
         f"\n{', '.join(f'{number} {outcome}' for outcome, number in sorted(counts.items()))}; shards drawn by --seed {drawn}"
     )
-    if not stored and found:
-        warn(f"nothing was stored: the results are not in this store (rbl import {bundle} takes them in)")
+    for why, count in unstored.items():
+        warn(f"what was found of {count} result{'s' * (count != 1)} was not stored: {why.format(bundle=bundle)}")
     return int(counts["verified"] < len(found))
 
 
@@ -124,15 +125,17 @@ def _cells(bundle: Path | None, store: Path | None) -> Iterator[tuple[Iterator[t
     yield ((cell, cell.load().environment) for cell in mine), there
 
 
-def _record(store: Store | None, checked: Cell, check: Check) -> bool:
-    """Note what was found with the imported result; False where the store has no such result, or another one."""
+def _record(store: Store | None, checked: Cell, check: Check) -> str:
+    """Note what was found with the imported result; where that cannot be, why."""
     from robustbench_lite.bundle.transfer import difference
 
-    if store is None:
-        return False
-    cell = store.cell(checked.spec)
-    origin = cell.origin
-    if origin is None or difference(cell.load().arrays, checked.load().arrays):
-        return False
-    cell.write_origin(origin.after(check))
-    return True
+    cell = store.cell(checked.spec) if store is not None else None
+    held = cell.load().arrays if cell is not None else {}
+    if cell is None or not held:
+        return "this store does not have them (rbl import {bundle} takes them in)"
+    if difference(held, checked.load().arrays):
+        return "this store has other results for the same"
+    if cell.origin is None:
+        return "this store has run them itself, and notes checks of imported results"
+    cell.write_origin(cell.origin.after(check))
+    return ""

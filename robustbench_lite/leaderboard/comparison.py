@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from robustbench_lite.errors import AmbiguousName, UnknownName, UsageError, did_you_mean
 from robustbench_lite.leaderboard.collect import Asked, Group, Spec, Stored, collect
-from robustbench_lite.leaderboard.labels import distinct_labels
+from robustbench_lite.leaderboard.labels import distinct_labels, meant
 from robustbench_lite.leaderboard.text import plain
 from robustbench_lite.results import CellResult, MetricValue
 from robustbench_lite.statistics import difference_interval, mcnemar, median, wilcoxon_smaller, wilson
@@ -88,11 +88,15 @@ def compare(
     wanted: Callable[[str, Threat], bool] = lambda dataset, threat: True,
     note: Callable[[str], None] = lambda said: None,
 ) -> list[Comparison]:
-    """All comparisons of two defenses or attacks, by label, that results allow; wanted: by data set and threat model.
+    """All comparisons of two defenses or attacks that results allow; wanted: by data set and threat model.
+
+    a, b: labels, or names without parameters where these stand for one label only (``labels.meant``).
 
     Raises UnknownName, AmbiguousName, and UsageError where both are never met together.
     """
     groups = collect(cells, note)
+    labels = {_label(cell, each) for each in ([kind] if kind else KINDS) for group in groups for cell in group.cells}
+    a, b = meant(a, labels), meant(b, labels)
     kind = _kind(groups, a, b, kind)
     found: list[Comparison] = []
     for group in groups:

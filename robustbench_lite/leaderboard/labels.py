@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from robustbench_lite.errors import AmbiguousName
 from robustbench_lite.leaderboard.text import plain
 
 _TELLING: tuple[Callable[[Mapping[str, Any]], str], ...] = (
@@ -14,6 +15,21 @@ _TELLING: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda spec: f"version {spec['version']}",
     lambda spec: f"weights {plain(spec.get('weights') or 'none')[:8]}",
 )
+
+
+def meant(name: str, labels: Iterable[str]) -> str:
+    """The label that a name stands for: the name itself, or the only label that adds parameters to it (``fmn[steps=40]``).
+
+    The name as it is where there is none. Raises AmbiguousName where there are several.
+    """
+    known = set(labels)
+    longer = sorted(label for label in known if label.startswith(f"{name}["))
+    if name in known or not longer:
+        return name
+    if len(longer) > 1:
+        several = ", ".join(map(repr, longer))
+        raise AmbiguousName(f"{name!r} stands for {len(longer)} with results", hint=f"name one of {several}")
+    return longer[0]
 
 
 def distinct_labels(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -37,10 +37,17 @@ def test_shards_are_drawn_by_a_seed_that_is_told(bare: Path) -> None:
     said = invoke("verify", bare)
     assert "1 of 2 shards run again" in said.out
     assert "drawn by --seed" in said.out
-    assert "nothing was stored" in said.err
+    assert "what was found of 1 result was not stored: this store does not have them (rbl import" in said.err
     drawn = {tuple(verify(bare, "--seed", seed)[0]["shards"]) for seed in range(16)}
     assert drawn == {(0,), (1,)}
     assert verify(bare, "--seed", 3)[0]["shards"] == verify(bare, "--seed", 3)[0]["shards"]
+
+
+def test_results_of_ones_own_are_checked_and_nothing_is_stored(bare: Path, made: Path) -> None:
+    said = invoke("verify", bare, "--store", made)
+    assert said.out.startswith("verified")
+    assert "what was found of 1 result was not stored: this store has run them itself" in said.err
+    assert all(cell.origin is None for cell in Store.open(made).cells())
 
 
 def test_without_a_run_nothing_is_verified(bundle: Path) -> None:

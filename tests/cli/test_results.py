@@ -85,6 +85,19 @@ def test_show_a_minimal_norm_result_and_a_failed_one(store: Path) -> None:
     assert "Per class" not in failed
 
 
+def test_show_a_result_by_names_alone(tmp_path: Path) -> None:
+    asked = ("--dataset", "toy/blobs", "--n", 8, "--threat", "linf:0.08", "--attack", "toy/shift", "--store", tmp_path)
+    invoke("run", *asked, "--defense", "toy/mean[scale=2]", "--executor", "inline")
+    shown = invoke("show", "mean under shift", "--store", tmp_path).out
+    assert shown == invoke("show", "mean[scale=2] under shift", "--store", tmp_path).out
+    invoke("run", *asked, "--defense", "toy/mean[scale=3]", "--executor", "inline")
+    said = invoke("show", "mean under shift", "--store", tmp_path, code=2).err
+    assert "name one of 'mean[scale=2]', 'mean[scale=3]'" in said
+    for name, count in (("mean", 2), ("mean[scale=3]", 1)):
+        bundle = tmp_path / f"{count}.zip"
+        assert f"{count} result" in invoke("export", bundle, "--defense", name, "--store", tmp_path).out
+
+
 def test_show_what_is_not_there(store: Path) -> None:
     assert "did you mean 'mean under shift'" in invoke("show", "mean under shif", "--store", store, code=2).err
     assert "has a key that starts with 'abcdef0123'" in invoke("show", "abcdef0123", "--store", store, code=2).err

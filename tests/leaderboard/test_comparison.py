@@ -132,6 +132,18 @@ def test_what_cannot_be_compared_says_why(make_cell):
         assert caught.value.hint.startswith("rbl run --defense 'x,")
 
 
+def test_a_name_is_enough_where_one_label_only_has_it(make_cell):
+    cells = [make_cell("x", "fmn[steps=40]", range(3)), make_cell("x", "fab[steps=10]", range(5))]
+    (found,) = compare(held(cells), "fmn", "fab")
+    assert (found.a.label, found.b.label) == ("fmn[steps=40]", "fab[steps=10]")
+    cells.append(make_cell("x", "fmn[steps=99]"))
+    with pytest.raises(AmbiguousName, match="'fmn' stands for 2") as caught:
+        compare(held(cells), "fmn", "fab")
+    assert caught.value.hint == "name one of 'fmn[steps=40]', 'fmn[steps=99]'"
+    cells.append(make_cell("x", "fmn"))
+    assert compare(held(cells), "fmn", "fab")[0].a.label == "fmn"
+
+
 def test_names_that_stand_for_several(make_cell):
     cells = [make_cell("x", weights=w * 64, beaten=range(i)) for i, w in enumerate("ab")]
     cells += [make_cell("noise", "noise"), make_cell("blur", "noise"), make_cell("blur", "blur"), make_cell("noise", "blur")]
