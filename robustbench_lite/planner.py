@@ -6,49 +6,30 @@ again), ``skip`` (it cannot be run, and why).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustbench_lite import parameters
-from robustbench_lite.composition import compose, surrogate_selectors, white_box
-from robustbench_lite.errors import (
-    InvalidParameter,
-    MissingData,
-    MissingWeights,
-    PluginError,
-    RblError,
-    UsageError,
-    did_you_mean,
-)
+from robustbench_lite.applicable import inapplicable, sized, unsupported
+from robustbench_lite.asked import Asked, Unusable, attacks_of, defenses_of, metrics_of, weights_of
+from robustbench_lite.composition import compose
+from robustbench_lite.errors import MissingData, MissingWeights, PluginError, RblError, UsageError
 from robustbench_lite.keys import cell_key
 from robustbench_lite.measuring import (
     examples_of,
     is_measurement,
     measurement_spec,
     other_datasets,
-    require_model_scope,
     unmeasurable,
 )
 from robustbench_lite.outdated import difference
-from robustbench_lite.protocol import Protocol, find_protocol
+from robustbench_lite.plan import Plan, PlannedCell, count_shards, shards_of
+from robustbench_lite.protocol import Protocol, contributed_protocols, find_protocol
 from robustbench_lite.request import RunRequest, parse_shard
-from robustbench_lite.resolve import (
-    ResolvedAttack,
-    ResolvedDataset,
-    ResolvedDefense,
-    ResolvedMetric,
-    resolve,
-    resolve_attack,
-    resolve_dataset,
-    resolve_defense,
-    resolve_metric,
-)
-from robustbench_lite.specs import base_selectors
+from robustbench_lite.resolve import ResolvedAttack, ResolvedDataset, ResolvedDefense, ResolvedMetric, resolve_dataset
 from robustbench_lite.store import Store
 from robustbench_lite.threat import Threat
 
@@ -56,81 +37,6 @@ if TYPE_CHECKING:
     from robustbench_lite.registry import Registry
 
 log = logging.getLogger(__name__)
-
-SHARD = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedCell:
-    """One defense under one attack. spec and key are empty for a cell that was skipped before it could be identified.
-
-    Of a measurement, metric is set, attack is empty, and threat too where the metric depends on none.
-
-    shards: how many it has. cost: expected forward and backward passes per example, 0 where the attack does not say.
-    files: weights by checksum, for the worker. subset: indices into the test split.
-    """
-
-    dataset: str
-    threat: str
-    defense: str
-    attack: str
-    state: str
-    metric: str = ""
-    reason: str = ""
-    key: str = ""
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    n: int = 0
-    cost: int = 0
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def shards(self) -> int:
-        """How many shards the cell has."""
-        return shards_of(self.spec) if self.spec else count_shards(self.n)
-
-    @property
-    def label(self) -> str:
-        """How messages call it."""
-        if self.metric:
-            return f"{self.defense} by {self.metric} ({', '.join(filter(None, (self.dataset, self.threat)))})"
-        return f"{self.defense} x {self.attack} ({self.dataset}, {self.threat})"
-
-    @property
-    def to_run(self) -> bool:
-        """Whether a run has something to do here."""
-        return self.state not in ("cached", "skip")
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``rbl plan --json``."""
-        shown = ("dataset", "threat", "defense", "attack", "metric", "state", "reason", "key", "n", "cost")
-        return {name: getattr(self, name) for name in shown}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The cells of a request in the order in which they are run."""
-
-    cells: tuple[PlannedCell, ...]
-    protocol: Protocol
-
-    def counts(self) -> dict[str, int]:
-        """Cells per state, ``partial`` without its numbers."""
-        found: dict[str, int] = {}
-        for cell in self.cells:
-            state = cell.state.partition(" ")[0]
-            found[state] = found.get(state, 0) + 1
-        return found
-
-
-def count_shards(n: int) -> int:
-    """Shards of 256 examples that n examples take."""
-    return -(-n // SHARD)
-
-
-def shards_of(spec: Mapping[str, Any]) -> int:
-    """Shards of a cell or measurement: one where the rows of a measurement are no examples."""
-    whole = is_measurement(spec) and not spec["metric"]["per_example"]
-    return 1 if whole else count_shards(spec["protocol"]["n"])
 
 
 def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> Plan:
@@ -140,9 +46,9 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
     one defense or one attack only (no weights, a norm that it does not support) is a reason on its cells.
     """
     protocol = find_protocol(request.protocol, contributed_protocols(registry))
-    attacks = _attacks(request, registry, protocol)
-    metrics = _metrics(request, registry)
-    weights = _given_weights(request, registry, attacks)
+    attacks = attacks_of(request, registry, protocol)
+    metrics = metrics_of(request, registry)
+    weights = weights_of(request, registry, attacks)
     earlier = _Earlier(store)
     cells: list[PlannedCell] = []
     for dataset_text in request.dataset:
@@ -157,7 +63,7 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
         subset = dataset.subset(request.n or rules.n)
         if request.n and request.n > len(subset):
             log.warning("data set %s has %d images to judge on; n = %d takes them all", dataset.label, len(subset), request.n)
-        defenses = _defenses(request, registry, dataset, weights)
+        defenses = defenses_of(request, registry, dataset, weights)
         for threat in map(Threat.parse, threats):
             if math.isfinite(threat.eps) and threat.holds_every(dataset.info.shape):
                 plain = threat.norm == "linf" and "/" not in threat.spelling
@@ -177,85 +83,17 @@ def make_plan(request: RunRequest, registry: Registry, store: Store | None) -> P
     return Plan(tuple(_ordered(unique)), protocol)
 
 
-def contributed_protocols(registry: Registry) -> dict[str, str]:
-    """YAML texts of the protocols that plugins bring, by id. One that cannot be read is logged and left out."""
-    found: dict[str, str] = {}
-    for entry in registry.entries("protocol"):
-        try:
-            value = registry.factory(entry)
-            found[entry.id] = value if isinstance(value, str) else value.read_text(encoding="utf-8")
-        except Exception as error:
-            log.warning("protocol %s of %s cannot be read: %s", entry.id, entry.distribution, error)
-    return found
-
-
-def inapplicable(defense: Mapping[str, Any], attack: Mapping[str, Any]) -> str:
-    """Why an attack cannot be run on a defense whatever the data set; both as in a cell's spec. Empty where it can."""
-    if attack["access"] == "gradient" and not defense["differentiable"] and not defense["surrogate"]:
-        return "gradient attack on a non-differentiable defense without surrogate"
-    if white_box(defense, attack):
-        return f"{defense['label']} is itself what {attack['label']} is crafted on: that is no transfer, but a white-box attack"
-    return ""
-
-
-def unsupported(attack: ResolvedAttack, threat: Threat, classes: int) -> str:
-    """Why an attack cannot be run on a data set under a threat model; empty where it can."""
-    norms = attack.declared.norms
-    if threat.norm not in norms:
-        return f"norm {threat.norm} not supported by {attack.label} (it has {', '.join(norms)})"
-    minimal = attack.declared.goal == "minimal-norm"
-    if minimal and threat.norm == "union":
-        return f"{attack.label} minimises one norm and a union has several: run it under {threat.parts[0].norm}"
-    if not minimal and math.isinf(threat.eps):
-        return f"{attack.label} needs a radius: write {threat.norm}:EPS"
-    if classes < attack.declared.min_classes:
-        return f"{attack.label} needs at least {attack.declared.min_classes} classes, the data set has {classes}"
-    for member in attack.members:
-        if reason := unsupported(member, Threat.parse(sized(attack, threat)), classes):
-            return f"member {member.label}: {reason}"
-    return ""
-
-
-def _attacks(request: RunRequest, registry: Registry, protocol: Protocol) -> list[_Asked]:
-    found: list[_Asked] = []
-    for text in _expand(request.attacks, registry, "attack") if request.attacks else ():
-        try:
-            found.append(_Asked(resolve_attack(registry, text.selector, protocol.attacks), text.from_all))
-        except PluginError as error:  # a broken plugin costs its own cells; a misspelt request is raised
-            found.append(_Asked(_Unusable(text.label, error), text.from_all))
-        except InvalidParameter as error:  # 'all' gives no parameters, and some attacks cannot do without
-            if not text.from_all or not _incomplete(registry, text.selector):
-                raise
-            found.append(_Asked(_Unusable(text.label, error, kind="needs parameters"), text.from_all))
-    return found
-
-
-def _metrics(request: RunRequest, registry: Registry) -> list[ResolvedMetric]:
-    """The metrics to measure; of ``all`` those of scope model that can be used without parameters."""
-    found: list[ResolvedMetric] = []
-    for text in _expand(request.metric, registry, "metric") if request.metric else ():
-        if text.from_all and getattr(registry.get("metric", text.selector).spec, "scope", "") != "model":
-            continue
-        try:
-            found.append(require_model_scope(resolve_metric(registry, text.selector)))
-        except (PluginError, InvalidParameter) as error:  # a broken plugin costs its own numbers only
-            if not text.from_all:
-                raise
-            log.warning("metric %s is left out: %s", text.selector, error.message)
-    return found
-
-
 def _composed(
-    asked: _Asked,
+    asked: Asked,
     registry: Registry,
     threat: Threat,
     dataset: ResolvedDataset,
     weights: Mapping[str, Path],
     protocol: Protocol,
-) -> ResolvedAttack | _Unusable:
+) -> ResolvedAttack | Unusable:
     """The attack with its members and surrogates for a threat model and a data set."""
     attack = asked.attack
-    if isinstance(attack, _Unusable) or unsupported(attack, threat, dataset.info.num_classes):
+    if isinstance(attack, Unusable) or unsupported(attack, threat, dataset.info.num_classes):
         return attack  # the cell says why
     limits = Threat.parse(sized(attack, threat))
     try:
@@ -263,101 +101,11 @@ def _composed(
             registry, attack, limits, dataset.info, overrides=protocol.attacks, weights=weights, dataset=dataset.label
         )
     except (PluginError, MissingWeights) as error:
-        return _Unusable(attack.label, error)
+        return Unusable(attack.label, error)
     except UsageError as error:
         if not asked.from_all:
             raise
-        return _Unusable(attack.label, error)
-
-
-def _incomplete(registry: Registry, attack: str) -> bool:
-    """Whether an attack has parameters without a default."""
-    return any(p.required for p in parameters.describe(registry.factory(registry.get("attack", attack))))
-
-
-def _defenses(
-    request: RunRequest, registry: Registry, dataset: ResolvedDataset, weights: Mapping[str, Path]
-) -> list[ResolvedDefense | _Unusable]:
-    found: list[ResolvedDefense | _Unusable] = []
-    for text in _expand(request.defense, registry, "defense"):
-        try:
-            found.append(resolve_defense(registry, text.selector, dataset.info, weights, dataset=dataset.label))
-        except (PluginError, MissingWeights) as error:
-            found.append(_Unusable(text.label, error))
-        except UsageError as error:
-            if not text.from_all:
-                raise
-            found.append(_Unusable(text.label, error))
-    return found
-
-
-def _given_weights(request: RunRequest, registry: Registry, attacks: Sequence[_Asked]) -> dict[str, Path]:
-    """The weights files that were given, by the defense's label. Raises UnknownName, and UsageError for one of no use."""
-    found: dict[str, Path] = {}
-    if not request.weights:
-        return found
-    used = _labels([s.selector for s in _expand(request.defense, registry, "defense")], registry)
-    for attack in attacks:
-        if not isinstance(attack.attack, _Unusable):
-            used |= _labels(surrogate_selectors(attack.attack.instance), registry)
-    for text, path in request.weights.items():
-        label = resolve(registry, "defense", text).label
-        if label not in used:
-            near = did_you_mean(label, used)
-            raise UsageError(
-                f"weights were given for {label}, which is not among the defenses to run or to craft on",
-                hint=near or f"they are: {', '.join(sorted(used))}",
-            )
-        found[label] = path
-    return found
-
-
-def _labels(selectors: Iterable[str], registry: Registry, inside: tuple[str, ...] = ()) -> set[str]:
-    """The labels of defenses and of what they wrap; those that cannot be used are passed over."""
-    found: set[str] = set()
-    for selector in selectors:
-        with contextlib.suppress(RblError):
-            defense = resolve(registry, "defense", selector)
-            found.add(defense.label)
-            if defense.label not in inside:
-                found |= _labels(base_selectors(defense.instance), registry, (*inside, defense.label))
-    return found
-
-
-@dataclass(frozen=True)
-class _Selected:
-    selector: str
-    label: str
-    from_all: bool
-
-
-@dataclass(frozen=True)
-class _Unusable:
-    """An object that was asked for and cannot be used."""
-
-    label: str
-    error: RblError
-    kind: str = "unusable"
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """An attack as it was asked for. What it is made of is found for each data set and threat model."""
-
-    attack: ResolvedAttack | _Unusable
-    from_all: bool
-
-
-def _expand(selectors: Sequence[str], registry: Registry, kind: str) -> list[_Selected]:
-    found: list[_Selected] = []
-    for text in selectors:
-        if text == "all":
-            found += [_Selected(entry.id, entry.spec.name, True) for entry in registry.entries(kind)]
-        else:
-            found.append(_Selected(text, text, False))
-    if not found:
-        raise UsageError(f"no {kind} is installed", hint=f"pip install rbl-{kind}s; rbl plugins says what was found")
-    return list({s.selector: s for s in found}.values())
+        return Unusable(attack.label, error)
 
 
 class _Earlier:
@@ -394,8 +142,8 @@ def _cell(
     dataset: ResolvedDataset,
     subset: tuple[int, ...],
     threat: Threat,
-    defense: ResolvedDefense | _Unusable,
-    attack: ResolvedAttack | _Unusable,
+    defense: ResolvedDefense | Unusable,
+    attack: ResolvedAttack | Unusable,
     request: RunRequest,
     store: Store | None,
     earlier: _Earlier,
@@ -404,9 +152,9 @@ def _cell(
         dataset=dataset.label, threat=str(threat), defense=defense.label, attack=attack.label, state="skip", n=len(subset)
     )
     for thing in (defense, attack):
-        if isinstance(thing, _Unusable):
-            return replace(named, reason=_why_unusable(thing))
-    if isinstance(defense, _Unusable) or isinstance(attack, _Unusable):
+        if isinstance(thing, Unusable):
+            return replace(named, reason=thing.reason)
+    if isinstance(defense, Unusable) or isinstance(attack, Unusable):
         raise TypeError("unreachable")
     if reason := unsupported(attack, threat, dataset.info.num_classes):
         return replace(named, reason=reason)
@@ -436,7 +184,7 @@ def _measurement(
     protocol: Protocol,
     dataset: ResolvedDataset,
     threat: Threat | None,
-    defense: ResolvedDefense | _Unusable,
+    defense: ResolvedDefense | Unusable,
     metric: ResolvedMetric,
     request: RunRequest,
     store: Store | None,
@@ -452,8 +200,8 @@ def _measurement(
         state="skip",
         n=len(subset),
     )
-    if isinstance(defense, _Unusable):
-        return replace(named, reason=_why_unusable(defense))
+    if isinstance(defense, Unusable):
+        return replace(named, reason=defense.reason)
     try:
         others = other_datasets(registry, metric, request.data)
         if reason := unmeasurable(metric, defense, dataset, threat, others):
@@ -476,11 +224,6 @@ def _measurement(
     )
 
 
-def _why_unusable(thing: _Unusable) -> str:
-    kind = "no weights" if isinstance(thing.error, MissingWeights) else thing.kind
-    return f"{kind}: {thing.error.message if kind == 'unusable' else thing.error.hint}"
-
-
 def _spec(
     protocol: Protocol,
     dataset: ResolvedDataset,
@@ -500,11 +243,6 @@ def _spec(
         "threat": sized(attack, threat),
         "seed": seed,
     }
-
-
-def sized(attack: ResolvedAttack, threat: Threat) -> str:
-    """The threat model as the attack is given it: of a minimal-norm attack one cell serves every size."""
-    return threat.norm if attack.declared.goal == "minimal-norm" else str(threat)
 
 
 def _state(store: Store | None, spec: Mapping[str, Any], shards: int) -> tuple[str, str]:

@@ -6,17 +6,23 @@ ranked together. Raise ``version`` with any change that can change a number.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from robustbench_lite.config import read_yaml, validate
 from robustbench_lite.errors import InvalidConfig, UnknownName, did_you_mean
 from robustbench_lite.threat import Threat
+
+if TYPE_CHECKING:
+    from robustbench_lite.registry import Registry
+
+log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -93,6 +99,18 @@ def builtin_protocols() -> dict[str, Protocol]:
         if file.name.endswith(".yaml"):
             protocol = parse_protocol(file.read_text(encoding="utf-8"), source=file.name)
             found[protocol.name] = protocol
+    return found
+
+
+def contributed_protocols(registry: Registry) -> dict[str, str]:
+    """YAML texts of the protocols that plugins bring, by id. One that cannot be read is logged and left out."""
+    found: dict[str, str] = {}
+    for entry in registry.entries("protocol"):
+        try:
+            value = registry.factory(entry)
+            found[entry.id] = value if isinstance(value, str) else value.read_text(encoding="utf-8")
+        except Exception as error:
+            log.warning("protocol %s of %s cannot be read: %s", entry.id, entry.distribution, error)
     return found
 
 

@@ -33,7 +33,7 @@ from robustbench_lite.lease import Lease
 from robustbench_lite.ledger import Ledger
 from robustbench_lite.measuring import card_of, is_measurement, measure
 from robustbench_lite.member import members_of, one_point_per_row
-from robustbench_lite.planner import SHARD, PlannedCell, shards_of
+from robustbench_lite.plan import SHARD, PlannedCell, shards_of
 from robustbench_lite.randomness import Randomness, seeded_globally
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import (

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from robustbench_lite import InvalidParameter, UnknownName, UsageError
+from robustbench_lite.applicable import inapplicable
 from robustbench_lite.outdated import Outdated, difference
-from robustbench_lite.planner import Plan, PlannedCell, inapplicable, make_plan
+from robustbench_lite.plan import Plan, PlannedCell
+from robustbench_lite.planner import make_plan
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import attack_from_spec

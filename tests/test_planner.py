@@ -11,8 +11,9 @@ import pytest
 from robustbench_lite import InvalidParameter, PluginError, UnknownName, UsageError
 from robustbench_lite.keys import cell_key
 from robustbench_lite.outdated import Outdated, difference
-from robustbench_lite.planner import Plan, contributed_protocols, count_shards, make_plan
-from robustbench_lite.protocol import builtin_protocols, find_protocol, known_protocols
+from robustbench_lite.plan import Plan, count_shards
+from robustbench_lite.planner import make_plan
+from robustbench_lite.protocol import builtin_protocols, contributed_protocols, find_protocol, known_protocols
 from robustbench_lite.registry import Registry, load
 from robustbench_lite.request import RunRequest
 from robustbench_lite.resolve import defense_from_spec, resolve_dataset, resolve_defense

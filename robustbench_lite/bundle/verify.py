@@ -29,7 +29,7 @@ from robustbench_lite.errors import RblError
 from robustbench_lite.judge import Judge
 from robustbench_lite.ledger import Ledger
 from robustbench_lite.outdated import difference
-from robustbench_lite.planner import SHARD, count_shards
+from robustbench_lite.plan import SHARD, count_shards
 from robustbench_lite.provenance import Check
 from robustbench_lite.resolve import attack_from_spec, dataset_from_spec, defense_from_fields
 from robustbench_lite.results import SOURCES

@@ -138,8 +138,7 @@ def _models(app: App, request: RunRequest, defense: str, examples: int | None) -
 
     from robustbench_lite.executors.slots import find_slots
     from robustbench_lite.keys import canonical_json
-    from robustbench_lite.planner import contributed_protocols
-    from robustbench_lite.protocol import find_protocol
+    from robustbench_lite.protocol import contributed_protocols, find_protocol
     from robustbench_lite.resolve import resolve_dataset, resolve_defense
     from robustbench_lite.runner import Workbench, prepare_torch
     from robustbench_lite.threat import Threat

@@ -12,7 +12,7 @@ from robustbench_lite.cli.run import read_request, request_options, wants_expens
 
 if TYPE_CHECKING:
     from robustbench_lite.diagnostics.plan import PlannedChecks
-    from robustbench_lite.planner import Plan
+    from robustbench_lite.plan import Plan
     from robustbench_lite.request import RunRequest
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from robustbench_lite.cli.app import counted, warn
 
 if TYPE_CHECKING:
-    from robustbench_lite.planner import Plan
+    from robustbench_lite.plan import Plan
 
 
 def bar(console: Console, unit: str) -> RichProgress:

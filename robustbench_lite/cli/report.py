@@ -204,8 +204,7 @@ def _each(store: Store, results: int) -> Callable[[Callable[[Any], Any], Sequenc
 
 def _naive_from(registry: Registry) -> Callable[[str, int], Sequence[str]]:
     """The ids of the attacks that a protocol calls naive, by its name and version; none of one that is not known any more."""
-    from robustbench_lite.planner import contributed_protocols
-    from robustbench_lite.protocol import known_protocols
+    from robustbench_lite.protocol import contributed_protocols, known_protocols
 
     known = {(p.name, p.version): p.naive for p in known_protocols(contributed_protocols(registry)).values()}
     return lambda protocol, version: known.get((protocol, version), ())
@@ -289,8 +288,7 @@ def print_tables(tables: Sequence[Leaderboard], form: str, command: str) -> None
 def write_tables(tables: Sequence[Leaderboard], folder: Path, app: App) -> list[Path]:
     """Write tables as Markdown, which names the command that makes them again, CSV and JSON."""
     from robustbench_lite.leaderboard import write_all
-    from robustbench_lite.planner import contributed_protocols
-    from robustbench_lite.protocol import known_protocols
+    from robustbench_lite.protocol import contributed_protocols, known_protocols
 
     known = known_protocols(contributed_protocols(app.registry()))
 
@@ -316,7 +314,7 @@ def write_page(
 
 def _not_applicable(specs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
     """(defense label, attack label) -> reason, for every pair of the given cells that cannot be run."""
-    from robustbench_lite.planner import inapplicable
+    from robustbench_lite.applicable import inapplicable
 
     defenses = {spec["defense"]["label"]: spec["defense"] for spec in specs}
     attacks = {spec["attack"]["label"]: spec["attack"] for spec in specs}

@@ -17,7 +17,7 @@ from robustbench_lite.request import RunRequest, load_request
 
 if TYPE_CHECKING:
     from robustbench_lite.diagnostics.plan import PlannedChecks
-    from robustbench_lite.planner import Plan
+    from robustbench_lite.plan import Plan
 
 
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,8 +107,7 @@ def _show_result(store: Path | None, name: str, dataset: str | None, threat: str
 
 def _protocol(registry: Registry, name: str, kind: str | None) -> Protocol | None:
     """The protocol of that name, of the core or of a plugin; None where another kind of object may be meant."""
-    from robustbench_lite.planner import contributed_protocols
-    from robustbench_lite.protocol import find_protocol
+    from robustbench_lite.protocol import contributed_protocols, find_protocol
 
     others = [e for k in PLUGIN_KINDS[:-1] for e in registry.entries(k) if name in (e.id, e.spec.name)]
     if kind is None and others:

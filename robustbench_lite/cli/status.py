@@ -16,7 +16,7 @@ from robustbench_lite.cli.app import App, counted, json_option, open_store, prin
 def command(app: App, store: Path | None, as_json: bool) -> None:
     """Say what a store holds, what failed and why, who is at work, and which files do not belong."""
     from robustbench_lite.lease import holder
-    from robustbench_lite.planner import shards_of
+    from robustbench_lite.plan import shards_of
 
     opened = open_store(store)
     cells = []

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from robustbench_lite import losses
+from robustbench_lite.applicable import sized
 from robustbench_lite.deployed import misclassified
 from robustbench_lite.diagnostics.attacks import whole_box
 from robustbench_lite.diagnostics.catalogue import NotApplicable
 from robustbench_lite.diagnostics.runs import Mask
 from robustbench_lite.diagnostics.subject import Subject
-from robustbench_lite.planner import sized
 from robustbench_lite.randomness import Randomness
 from robustbench_lite.resolve import ResolvedAttack
 from robustbench_lite.runner import run_shard

@@ -10,7 +10,7 @@ from typing import Any
 from robustbench_lite.diagnostics.catalogue import CHECKS, Check, Cost
 from robustbench_lite.diagnostics.record import Record, question
 from robustbench_lite.keys import cell_key
-from robustbench_lite.planner import PlannedCell
+from robustbench_lite.plan import PlannedCell
 from robustbench_lite.store import Store
 from robustbench_lite.threat import Threat
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from robustbench_lite import losses
+from robustbench_lite.applicable import inapplicable, sized, unsupported
 from robustbench_lite.composition import compose
 from robustbench_lite.data import DatasetInfo
 from robustbench_lite.deployed import Deployed
 from robustbench_lite.diagnostics.catalogue import NotApplicable
 from robustbench_lite.diagnostics.runs import Case, Mask, Run
 from robustbench_lite.errors import RblError, UnknownName
-from robustbench_lite.planner import inapplicable, sized, unsupported
 from robustbench_lite.randomness import Randomness, keyed_draws, seeded_globally
 from robustbench_lite.resolve import ResolvedAttack, resolve_attack
 from robustbench_lite.results import CellResult
