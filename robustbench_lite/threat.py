@@ -103,6 +103,10 @@ class Threat:
             raise InvalidThreat(f"threat {str(self)!r} has no single radius to set to {eps}", hint=hint)
         return Threat(self.norm, float(eps))
 
+    def answers(self, asked: Threat) -> bool:
+        """Whether a result in this threat model says what happens in ``asked``: in the same, or its norm without a radius."""
+        return self == asked or (self.norm == asked.norm and math.isinf(self.eps))
+
     def holds_every(self, shape: tuple[int, ...]) -> bool:
         """Whether every image of this shape (C, H, W) in [0, 1] is inside, whatever the clean one: a limit on nothing."""
         values = math.prod(shape)

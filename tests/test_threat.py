@@ -232,6 +232,16 @@ def test_points_that_are_not_finite_are_nowhere_inside(text: str, bad: float) ->
     assert threat.in_box(x_adv).tolist() == [True, False]
 
 
+def test_results_without_a_radius_answer_for_every_radius_of_their_norm() -> None:
+    anywhere, inside = Threat.parse("linf"), Threat.parse("linf:8/255")
+    assert anywhere.answers(inside)
+    assert inside.answers(Threat("linf", 8 / 255))
+    assert not inside.answers(anywhere)
+    assert not inside.answers(Threat.parse("linf:0.1"))
+    assert not anywhere.answers(Threat.parse("l2:1"))
+    assert not anywhere.answers(Threat.parse("union:linf:0.1+l2:1"))
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 5)])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_a_radius_that_limits_nothing_is_known(norm: str, shape: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from robustbench_lite.errors import UsageError
 @click.option("--defense", "defenses", multiple=True, help="Only results of this defense, or of all of that name.")
 @click.option("--attack", "attacks", multiple=True, help="Only results of this attack, or of all of that name.")
 @click.option("--dataset", help="Only results on the data set of this name.")
-@click.option("--threat", "threats", multiple=True, help="Only results under these threat models.")
+@click.option("--threat", "threats", multiple=True, help="Only results that say something of these threat models.")
 @click.option("--examples/--no-examples", default=True, help="With the images that rbl run --keep-examples stored [with].")
 @click.option("--by", default="", help="Whose results these are.")
 @click.option("--where", default="", help="Where more is told about them: a URL.")
@@ -49,7 +49,7 @@ def command(
         if (not defenses or _is_one_of(cell.spec["defense"]["label"], defenses))
         and (not attacks or _is_one_of(cell.spec["attack"]["label"], attacks))
         and dataset in (None, cell.spec["dataset"]["name"])
-        and (not wanted or Threat.parse(cell.spec["threat"]) in wanted)
+        and (not wanted or any(Threat.parse(cell.spec["threat"]).answers(threat) for threat in wanted))
     ]
     imported = [cell for cell in chosen if cell.origin is not None]
     whole = [cell for cell in chosen if cell not in imported and cell.load_what_is_whole().status == "done"]

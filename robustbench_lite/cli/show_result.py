@@ -45,7 +45,7 @@ def find_cell(store: Store, name: str, dataset: str | None, threat: Threat | Non
     attack = meant(after.strip(), (c.spec["attack"]["label"] for c in every if c.spec["defense"]["label"] == defense))
     found = [c for c in every if (c.spec["defense"]["label"], c.spec["attack"]["label"]) == (defense, attack)]
     if threat is not None:
-        found = [cell for cell in found if _answers(cell, threat)]
+        found = [cell for cell in found if Threat.parse(cell.spec["threat"]).answers(threat)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -55,11 +55,6 @@ def find_cell(store: Store, name: str, dataset: str | None, threat: Threat | Non
     raise UnknownName(
         f"no result in {store.path} is called {name!r}", hint=did_you_mean(name, names) or "rbl status --json lists them"
     )
-
-
-def _answers(cell: Cell, threat: Threat) -> bool:
-    """Whether a result says something about a threat model: attacked in it, or a minimal-norm result of its norm."""
-    return cell.spec["threat"] == threat.norm or Threat.parse(cell.spec["threat"]) == threat
 
 
 def _asked(cell: Cell) -> str:

@@ -104,7 +104,7 @@ class Asked:
 
     def under(self, threat: Threat) -> bool:
         """Whether it answers for that threat model: attacked in it, or a minimal-norm cell of its norm."""
-        return self.threat == threat or (self.threat.norm == threat.norm and math.isinf(self.threat.eps))
+        return self.threat.answers(threat)
 
 
 @dataclass(frozen=True, kw_only=True)

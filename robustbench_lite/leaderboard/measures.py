@@ -219,8 +219,7 @@ def _settings(protocol: Spec) -> dict[str, Any]:
 
 def _inside(searched: Threat, asked: Threat) -> bool:
     """Whether a cell answers for a threat model: attacked in it or in a part of it, or minimal-norm in its norm."""
-    balls = [asked, *asked.parts]
-    return any(searched == ball or (searched.norm == ball.norm and math.isinf(searched.eps)) for ball in balls)
+    return any(searched.answers(ball) for ball in (asked, *asked.parts))
 
 
 def _order(measure: Measure) -> tuple[str, ...]:

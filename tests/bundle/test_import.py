@@ -177,6 +177,12 @@ def test_imported_results_are_not_handed_on_as_ones_own(bundle: Path, tmp_path: 
     assert not (tmp_path / "out.zip").exists()
 
 
+def test_smallest_perturbations_are_exported_for_any_radius(made: Path, tmp_path: Path) -> None:
+    for threat, count in (("linf:0.08", 4), ("linf:0.07", 2)):
+        said = invoke("export", tmp_path / f"{threat[-2:]}.zip", "--store", made, "--threat", threat).out
+        assert f"{count} results" in said
+
+
 def test_what_cannot_be_exported(made: Path, bundle: Path, tmp_path: Path) -> None:
     assert "is there already" in invoke("export", bundle, "--store", made, code=1).err
     nothing = invoke("export", tmp_path / "out.zip", "--store", made, "--defense", "nobody", code=2).err
